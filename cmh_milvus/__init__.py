@@ -1,0 +1,1 @@
+"""Learned cross-modal hash codes for pictures and texts, served from Milvus."""
