@@ -44,7 +44,7 @@ _warnings_lock = threading.Lock()
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Pillow warns about damaged metadata; a picture is either read or refused, so nothing is said on the way."""
+    """Without Pillow's warnings on damaged metadata: a picture is either read or refused."""
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -66,7 +66,7 @@ def read_picture_bytes(path: Path) -> bytes:
             raise PictureError(f"{_name(path)} is {kind}, not a picture file")
         if status.st_size > MAX_FILE_BYTES:
             raise PictureError(
-                f"{_name(path)} has {status.st_size:,} bytes, more than the {MAX_FILE_BYTES:,} that a picture may have"
+                f"{_name(path)} has {status.st_size:,} bytes; a picture may have {MAX_FILE_BYTES:,} at most"
             )
         data = path.read_bytes()
     except FileNotFoundError:
@@ -89,8 +89,8 @@ def open_picture(source: PictureSource) -> Image.Image:
         An image of mode RGB that holds its pixels in memory.
 
     Raises:
-        PictureError: It is not a readable JPEG, PNG, WebP, GIF or BMP of at most 50 million pixels; the text says
-            what is wrong with it.
+        PictureError: It is not a readable JPEG, PNG, WebP, GIF or BMP of at most 50 million pixels; the text
+            says what is wrong with it.
 
     Example:
         >>> open_picture(Image.new("L", (3, 2))).mode
@@ -153,7 +153,8 @@ def _name(path: Path) -> str:
 def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(
-            f"{name} has {image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}: make it smaller first"
+            f"{name} has {image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}: "
+            "make it smaller first"
         )
     if not image.width or not image.height:
         raise PictureError(f"{name} has no pixels ({image.width} x {image.height})")

@@ -18,9 +18,9 @@ from cmh_milvus import pictures
 from cmh_milvus.errors import PictureError
 
 
-def encoded(image, format="PNG", **options):
+def encoded(image, file_type="PNG", **options):
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.save(buffer, file_type, **options)
     return buffer.getvalue()
 
 
@@ -44,9 +44,9 @@ def bilevel_png(width, height):
     )
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
-def test_reads_each_allowed_format_from_path_bytes_and_image(tmp_path, format):
-    data = encoded(gradient(), format)
+@pytest.mark.parametrize("file_type", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_reads_each_allowed_format_from_path_bytes_and_image(tmp_path, file_type):
+    data = encoded(gradient(), file_type)
     path = tmp_path / "no_suffix_needed"
     path.write_bytes(data)
     for source in (path, data, Image.open(io.BytesIO(data))):
@@ -55,10 +55,10 @@ def test_reads_each_allowed_format_from_path_bytes_and_image(tmp_path, format):
         assert np.abs(np.asarray(image).astype(int) - np.asarray(gradient())).mean() < 8
 
 
-@pytest.mark.parametrize("format", ["TIFF", "PPM", "ICO"])
-def test_other_formats_are_refused(format):
+@pytest.mark.parametrize("file_type", ["TIFF", "PPM", "ICO"])
+def test_other_formats_are_refused(file_type):
     with pytest.raises(PictureError, match="not a picture in JPEG, PNG, WebP, GIF or BMP format"):
-        pictures.open_picture(encoded(gradient(), format))
+        pictures.open_picture(encoded(gradient(), file_type))
 
 
 def test_exif_orientation_is_applied():
@@ -106,8 +106,8 @@ def test_cmyk_and_grey():
 
 def test_first_frame_of_an_animation():
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
-    for format in ("GIF", "PNG", "WEBP"):
-        data = encoded(red, format, save_all=True, append_images=[blue])
+    for file_type in ("GIF", "PNG", "WEBP"):
+        data = encoded(red, file_type, save_all=True, append_images=[blue])
         r, g, b = np.asarray(pictures.open_picture(data))[0, 0]
         assert r > 240
         assert g < 15
@@ -139,12 +139,12 @@ def test_pixel_cap_holds_for_pillow_images_too():
         pictures.open_picture(Image.new("1", (8_000, 6_251)))
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("file_type", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.1, 0.01])
-def test_truncated_files(format, share):
+def test_truncated_files(file_type, share):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    data = encoded(noise, format)
-    with pytest.raises(PictureError, match="damaged|cut off"):
+    data = encoded(noise, file_type)
+    with pytest.raises(PictureError, match=r"damaged|cut off"):
         pictures.open_picture(data[: int(len(data) * share)])
 
 
@@ -171,7 +171,7 @@ def test_missing_directory_pipe_and_device(tmp_path):
         tmp_path: "is a directory",
         pipe: "is a named pipe",
         pictures.Path("/dev/zero"): "is a device",
-        tmp_path / "a\0b.jpg": "cannot be read|does not exist",
+        tmp_path / "a\0b.jpg": r"cannot be read|does not exist",
         tmp_path / ("x" * 300 + ".jpg"): "File name too long",
     }
     for path, message in cases.items():
@@ -200,7 +200,7 @@ def test_file_size_cap(tmp_path):
     path = tmp_path / "sparse.bmp"
     with path.open("wb") as file:
         file.truncate(pictures.MAX_FILE_BYTES + 1)
-    with pytest.raises(PictureError, match="more than the 536,870,912"):
+    with pytest.raises(PictureError, match="536,870,912 at most"):
         pictures.open_picture(path)
 
 
