@@ -1,0 +1,5 @@
+"""`python -m cmh_milvus`."""
+
+from cmh_milvus.cli import main
+
+main()

@@ -1,0 +1,324 @@
+"""The cross-modal hash encoder: two towers of backbone and hash head, and its folder on disk.
+
+The folder of a trained encoder::
+
+    config.json         format_version, n_bits, bit_order, binarize rule, towers (backbone, hash head), package version
+    model.safetensors   the hash heads; nothing in the folder is a pickle
+    training.json       how it was trained
+    evaluation.json     what it reached (written by `evaluate`)
+    README.md           model card made of the above
+
+The fingerprint is the SHA-256 over the canonical config (less the package version) and the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from cmh_milvus.codes import BINARIZE_RULE, BIT_ORDER, binarize, pack
+from cmh_milvus.encoders.backbones import Backbone, load_backbone
+from cmh_milvus.encoders.device import resolve_device
+from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
+from cmh_milvus.errors import ArtefactError, SettingsError, UnsafeFile
+from cmh_milvus.pictures import PictureSource, open_picture
+
+FORMAT_VERSION = 1
+PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".npy")
+
+Modality = Literal["image", "text"]
+
+
+@dataclass
+class Tower:
+    """A backbone, loaded when first used, and the hash head on it.
+
+    Attributes:
+        backbone_config: What `load_backbone` makes the backbone of.
+        head: The trained head, in eval mode.
+    """
+
+    backbone_config: Mapping[str, Any]
+    head: HashHead
+    _loaded: dict[str, Backbone] = field(default_factory=dict, repr=False)
+
+    def backbone(self, modality: Modality, device: torch.device) -> Backbone:
+        """The backbone on `device`."""
+        key = str(device)
+        if key not in self._loaded:
+            self._loaded[key] = load_backbone(self.backbone_config, modality, device)
+        return self._loaded[key]
+
+
+class CrossModalHashEncoder:
+    """Pictures and texts to codes that can be compared with each other.
+
+    The code of an item depends on that item alone: not on the other modality, not on the batch it came in.
+
+    Args:
+        image: Tower of pictures.
+        text: Tower of texts.
+        device: Where to compute: "auto", "cpu", "cuda", ...
+
+    Raises:
+        SettingsError: The towers' code lengths differ.
+
+    Example:
+        >>> encoder = CrossModalHashEncoder.from_pretrained("my-encoder")  # doctest: +SKIP
+        >>> encoder.encode_texts(["red apple fruit"]).shape  # doctest: +SKIP
+        (1, 64)
+    """
+
+    def __init__(self, image: Tower, text: Tower, *, device: str = "auto") -> None:
+        if image.head.config.n_bits != text.head.config.n_bits:
+            raise SettingsError(
+                f"the image tower gives {image.head.config.n_bits} bits and the text tower {text.head.config.n_bits}: "
+                "both towers of an encoder have one code length"
+            )
+        self.towers: dict[Modality, Tower] = {"image": image, "text": text}
+        self.device = resolve_device(device)
+        for tower in self.towers.values():
+            tower.head.to(self.device).eval()
+
+    @property
+    def n_bits(self) -> int:
+        """Code length K."""
+        return self.towers["image"].head.config.n_bits
+
+    def backbone(self, modality: Modality) -> Backbone:
+        """The backbone of a modality, loaded."""
+        return self.towers[modality].backbone(modality, self.device)
+
+    def encode_images(self, images: Sequence[PictureSource]) -> NDArray[np.float32]:
+        """Relaxed codes of pictures.
+
+        Args:
+            images: n pictures: `pathlib.Path`, encoded image `bytes`, or `PIL.Image.Image`.
+
+        Returns:
+            float32 (n, n_bits) in (-1, 1).
+
+        Raises:
+            PictureError: A picture cannot be read.
+        """
+        _check_sequence(images)
+        pictures = [open_picture(image) for image in images]
+        return self.encode_features("image", self.backbone("image").encode(pictures))
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Relaxed codes of n texts: float32 (n, n_bits) in (-1, 1)."""
+        _check_sequence(texts)
+        return self.encode_features("text", self.backbone("text").encode(list(texts)))
+
+    def encode_features(self, modality: Modality, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Relaxed codes of backbone features.
+
+        Args:
+            modality: "image" or "text".
+            features: float32 (n, in_dim of that tower).
+
+        Returns:
+            float32 (n, n_bits) in (-1, 1).
+
+        Raises:
+            SettingsError: The features are of another dimension.
+        """
+        head = self.towers[modality].head
+        if features.ndim != 2 or features.shape[1] != head.config.in_dim:
+            raise SettingsError(
+                f"the {modality} tower takes features of shape (n, {head.config.in_dim}), got {features.shape}"
+            )
+        if len(features) == 0:
+            return np.empty((0, self.n_bits), dtype=np.float32)
+        with torch.inference_mode():
+            device_features = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(self.device)
+            relaxed: NDArray[np.float32] = torch.tanh(head(device_features)).cpu().numpy()
+        return relaxed
+
+    def packed_codes(self, modality: Modality, features: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Packed codes of backbone features: uint8 (n, n_bits // 8)."""
+        if len(features) == 0:
+            return np.empty((0, self.n_bits // 8), dtype=np.uint8)
+        return pack(binarize(self.encode_features(modality, features)))
+
+    def config(self) -> dict[str, Any]:
+        """The content of config.json."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "cmh_milvus_version": version("cmh-milvus"),
+            "n_bits": self.n_bits,
+            "bit_order": BIT_ORDER,
+            "binarize": BINARIZE_RULE,
+            "towers": {
+                modality: {"backbone": dict(tower.backbone_config), "head": asdict(tower.head.config)}
+                for modality, tower in self.towers.items()
+            },
+        }
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{modality}.{key}": value.detach().cpu().contiguous()
+            for modality, tower in self.towers.items()
+            for key, value in tower.head.state_dict().items()
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over canonical config and weights, hexadecimal: equal codes for equal items have equal ones."""
+        config = self.config()
+        del config["cmh_milvus_version"]
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, ensure_ascii=False).encode())
+        for key, value in sorted(self._weights().items()):
+            digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.numpy().tobytes())
+        return digest.hexdigest()
+
+    def save_pretrained(self, folder: Path | str, *, training: Mapping[str, Any] | None = None) -> None:
+        """Write the encoder's folder; it appears whole or not at all.
+
+        Args:
+            folder: Where to; an encoder that is there already is replaced, any other folder is refused.
+            training: The training record, for training.json and the model card.
+
+        Raises:
+            ArtefactError: The folder exists and is no encoder, or cannot be written.
+        """
+        target = Path(folder)
+        if target.exists() and not (target / "config.json").is_file() and (not target.is_dir() or any(target.iterdir())):
+            raise ArtefactError(f"{target} exists and is no encoder folder: give another name")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+            try:
+                partial.chmod(0o755)
+                write_json(partial / "config.json", self.config())
+                save_file(self._weights(), partial / "model.safetensors")
+                if training is not None:
+                    write_json(partial / "training.json", training)
+                (partial / "README.md").write_text(model_card(self, target.name, training), encoding="utf-8")
+                if target.exists():
+                    shutil.rmtree(target)
+                os.replace(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+        except OSError as error:
+            raise ArtefactError(f"the encoder cannot be written to {target}: {error.strerror or error}") from error
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, *, device: str = "auto") -> CrossModalHashEncoder:
+        """Load an encoder folder; backbones load when they are first needed.
+
+        Args:
+            folder: As `save_pretrained` wrote it.
+            device: Where to compute.
+
+        Raises:
+            ArtefactError: Something is missing, damaged or of an unknown format.
+            UnsafeFile: The folder holds a pickle.
+        """
+        source = Path(folder)
+        if not source.is_dir():
+            raise ArtefactError(f"{source} is no encoder folder: give the folder that `cmh-milvus train --output` wrote")
+        for file in source.iterdir():
+            if file.suffix in PICKLE_SUFFIXES:
+                raise UnsafeFile(f"{file} may hold a pickle, which runs code when read; an encoder folder has none")
+        config = read_json(source / "config.json")
+        if config.get("format_version") != FORMAT_VERSION:
+            raise ArtefactError(
+                f"{source} has encoder format {config.get('format_version')!r}; this release "
+                f"({version('cmh-milvus')}) reads format {FORMAT_VERSION}: use the release that wrote it "
+                f"({config.get('cmh_milvus_version', 'unknown')})"
+            )
+        try:
+            weights = load_file(source / "model.safetensors")
+            towers: list[Tower] = []
+            for modality in ("image", "text"):
+                described = config["towers"][modality]
+                head_config = described["head"] | {"hidden": tuple(described["head"]["hidden"])}
+                head = HashHead(HashHeadConfig(**head_config))
+                prefix = f"{modality}."
+                head.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+                towers.append(Tower(described["backbone"], head))
+            encoder = cls(*towers, device=device)
+        except FileNotFoundError as error:
+            raise ArtefactError(f"{source} has no model.safetensors: the encoder folder is incomplete") from error
+        except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            raise ArtefactError(f"the encoder in {source} is damaged: {error}") from error
+        if config["bit_order"] != BIT_ORDER or config["binarize"] != BINARIZE_RULE:
+            raise ArtefactError(f"{source} packs bits in another way ({config['bit_order']}, {config['binarize']})")
+        return encoder
+
+
+def _check_sequence(items: object) -> None:
+    if isinstance(items, (str, bytes)):
+        raise TypeError("give a list of items, [item] for a single one")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON that a person can read."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of an encoder folder.
+
+    Raises:
+        ArtefactError: The file is missing, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path.parent} is no encoder folder: it has no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ArtefactError(f"{path} holds no JSON object: the encoder folder is damaged")
+    return content
+
+
+def model_card(encoder: CrossModalHashEncoder, name: str, training: Mapping[str, Any] | None) -> str:
+    """README.md of an encoder folder."""
+    backbones = {m: tower.backbone_config.get("name", "?") for m, tower in encoder.towers.items()}
+    lines = [
+        f"# {name}",
+        "",
+        f"A cross-modal hash encoder of [cmh-milvus](https://github.com/cmh-milvus/cmh-milvus): pictures and texts to "
+        f"{encoder.n_bits}-bit codes ({encoder.n_bits // 8} bytes) that are compared by Hamming distance.",
+        "",
+        f"- pictures: {backbones['image']}; texts: {backbones['text']}",
+        f"- fingerprint: `{encoder.fingerprint}`",
+    ]
+    if training is not None:
+        data, citation = training["data"], training["citation"]
+        lines += [
+            f"- method: {training['method']} ({citation['title']}, {citation['venue']} {citation['year']}, "
+            f"{citation['url']}), seed {training['seed']}, {training['chosen_epoch']} epochs",
+            f"- data: {data['name']}, {data['n_train']} train and {data['n_validation']} validation pairs, "
+            f"split `{data['split_fingerprint'][:12]}`",
+            f"- trained in {training['seconds']} s on {training['device']}",
+        ]
+    lines += [
+        "",
+        "```python",
+        "from cmh_milvus import CrossModalHashEmbeddingFunction",
+        f'ef = CrossModalHashEmbeddingFunction("{name}")',
+        'ef.encode_queries(["a red apple"])',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,116 @@
+"""The layer from backbone features to code activations, one for each modality."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cmh_milvus.codes import check_n_bits
+from cmh_milvus.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class HashHeadConfig:
+    """Shape of a hash head.
+
+    Attributes:
+        in_dim: Dimension of the backbone's features.
+        n_bits: Code length K.
+        hidden: Widths of the hidden layers; () makes the head linear.
+        batch_norm: Batch normalisation after each hidden linear layer.
+        dropout: After each hidden layer, while training.
+        input_dropout: On the scaled features, while training.
+    """
+
+    in_dim: int
+    n_bits: int
+    hidden: tuple[int, ...] = ()
+    batch_norm: bool = False
+    dropout: float = 0.0
+    input_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_n_bits(self.n_bits)
+        if self.in_dim < 1:
+            raise SettingsError(f"features of dimension {self.in_dim} cannot be hashed")
+
+
+class FeatureScaling(nn.Module):
+    """Brings features of any backbone to a scale that one learning rate suits.
+
+    Dense features are standardised by column. Sparse non-negative features (bag of words) are weighted by inverse
+    document frequency when they are counts, brought to unit length, and scaled so that an entry has unit variance
+    on average. The statistics are the train rows', stored as buffers, so the result depends on the item alone.
+    """
+
+    weight: Tensor
+    unit_length: Tensor
+    shift: Tensor
+    gain: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(dim))
+        self.register_buffer("unit_length", torch.tensor(False))
+        self.register_buffer("shift", torch.zeros(dim))
+        self.register_buffer("gain", torch.ones(dim))
+
+    def fit(self, features: Tensor) -> None:
+        """Take the statistics of train features, float (n, dim)."""
+        n = len(features)
+        sparse = bool((features >= 0).all()) and (features == 0).float().mean().item() > 0.5
+        if sparse and bool((features == features.round()).all()):
+            document_frequency = (features > 0).sum(dim=0)
+            self.weight.copy_(torch.log((n + 1) / (document_frequency + 1)))
+        self.unit_length.fill_(sparse)
+        scaled = self._weigh(features)
+        if sparse:
+            self.gain.fill_(1 / scaled.std().clamp(min=1e-12).item())
+        else:
+            self.shift.copy_(scaled.mean(dim=0))
+            deviation = scaled.std(dim=0, unbiased=False)
+            self.gain.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), 0.0))
+
+    def _weigh(self, features: Tensor) -> Tensor:
+        weighted = features * self.weight
+        return nn.functional.normalize(weighted, dim=1) if self.unit_length else weighted
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scaled features, float (n, dim)."""
+        return (self._weigh(features) - self.shift) * self.gain
+
+
+class HashHead(nn.Module):
+    """Features (n, in_dim) -> code activations (n, n_bits); bit 1 where an activation is >= 0.
+
+    The relaxed code is the tanh of the activation, which has the same sign.
+    """
+
+    def __init__(self, config: HashHeadConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scaling = FeatureScaling(config.in_dim)
+        layers: list[nn.Module] = [nn.Dropout(config.input_dropout)]
+        width = config.in_dim
+        for hidden in config.hidden:
+            layers.append(nn.Linear(width, hidden))
+            if config.batch_norm:
+                layers.append(nn.BatchNorm1d(hidden))
+            layers += [nn.ReLU(), nn.Dropout(config.dropout)]
+            width = hidden
+        self.output = nn.Linear(width, config.n_bits)
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Code activations.
+
+        Args:
+            features: float32 (n, in_dim), as the backbone gives them.
+
+        Returns:
+            float32 (n, n_bits).
+        """
+        activations: Tensor = self.output(self.layers(self.scaling(features)))
+        return activations

@@ -1,0 +1,184 @@
+"""DUET: agreement of labels and agreement of pairs, learned on one code (cmh-milvus's default method).
+
+A loss on labels alone makes MAP high and the ranking useless: every item of a label combination falls onto the same
+code. A loss on pairs alone ranks finely and ignores the labels. DUET contrasts both on the very bits that are stored.
+
+With image and text codes A, B in {-1, +1}^{b x K} of a batch (straight-through signs), s(u, v) = u.v / K:
+
+    label    L_lab(U, V) = - mean_i sum_j W_ij log softmax_j( s(u_i, v_j) / tau_label ) / sum_j W_ij            (1)
+             W_ij = Jaccard overlap of the label sets of i and j; the mean is over (A, B), (B, A), (A, A), (B, B),
+             and an item is not its own positive in the last two (supervised contrast: Khosla et al. 2020, eq. 2,
+             arXiv 2004.11362)
+    pairs    L_pair = cross entropy of softmax_j( s(a_i, b_j) / tau_pair ) against j = i, both ways             (2)
+             (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748)
+    soft     L_soft = the same softmax against P_ij = softmax_j( cos(y_i, y_j) / tau_pair ), y the text features (3)
+
+    L = L_lab + pair_weight (L_pair + L_soft)                                                                   (4)
+
+symbol    variable              shape
+A, B      image_code, text_code (b, K)
+W         overlap               (b, b)
+y         batch.text            (b, text_dim)
+
+`pair_weight` is the one knob: 0 ranks by labels only, 1 and more by pairs. Without labels L_lab is left out.
+
+Departures: none from a paper; the method is this project's own, made of the published losses named above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
+from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle, straight_through_sign
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings; the defaults were chosen on validation rows of several data sets (docs/methods/duet.md).
+
+    Attributes:
+        pair_weight: Weight of pair agreement against label agreement.
+        tau_label: Temperature of the label contrast.
+        tau_pair: Temperature of the pair contrast and of the soft targets.
+        hidden: Width of each head's hidden layer.
+        dropout: On the hidden layer.
+        input_dropout: On the scaled features.
+        learning_rate: Peak of the one-cycle schedule.
+        weight_decay: Of AdamW.
+        batch_size: Pairs a batch.
+        epochs: Passes over the train rows.
+    """
+
+    pair_weight: float = 0.3
+    tau_label: float = 0.2
+    tau_pair: float = 0.1
+    hidden: int = 1024
+    dropout: float = 0.5
+    input_dropout: float = 0.2
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    batch_size: int = 256
+    epochs: int = 120
+
+
+def label_overlap(labels: Tensor) -> Tensor:
+    """Jaccard overlap W of label sets: float (b, n_labels) of 0 and 1 -> (b, b) in [0, 1]; 0 between empty sets."""
+    shared = labels @ labels.T  # (b, b)
+    counts = labels.sum(dim=1)
+    union = counts[:, None] + counts[None, :] - shared
+    return shared / union.clamp(min=1)
+
+
+def label_contrast(codes: Tensor, others: Tensor, overlap: Tensor, tau: float) -> Tensor:
+    """Eq. 1 for one pair of code matrices; items without a positive are left out.
+
+    Args:
+        codes: (b, K) of -1 and +1.
+        others: (b, K); where it is `codes` itself, an item is neither its own positive nor its own negative.
+        overlap: (b, b), weights W.
+        tau: Temperature.
+
+    Returns:
+        Scalar.
+    """
+    logits = codes @ others.T / (codes.shape[1] * tau)  # (b, b)
+    if others is codes:
+        itself = torch.eye(len(codes), dtype=torch.bool, device=codes.device)
+        logits = logits.masked_fill(itself, torch.finfo(logits.dtype).min)
+        overlap = overlap.masked_fill(itself, 0.0)
+    log_probability = F.log_softmax(logits, dim=1)
+    total = overlap.sum(dim=1)
+    contrast = -(overlap * log_probability).sum(dim=1) / total.clamp(min=1e-12)
+    has_positive = total > 0
+    return (contrast * has_positive).sum() / has_positive.sum().clamp(min=1)
+
+
+def pair_contrast(image_code: Tensor, text_code: Tensor, target: Tensor, tau: float) -> Tensor:
+    """Eq. 2 and 3: cross entropy of both directions' softmax against `target`.
+
+    Args:
+        image_code: (b, K).
+        text_code: (b, K).
+        target: (b, b), rows sum to 1; the identity gives eq. 2.
+        tau: Temperature.
+
+    Returns:
+        Scalar.
+    """
+    logits = image_code @ text_code.T / (image_code.shape[1] * tau)  # (b, b)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def text_targets(text: Tensor, tau: float) -> Tensor:
+    """P of eq. 3: text features (b, text_dim) -> (b, b), rows sum to 1."""
+    unit = F.normalize(text, dim=1)
+    return F.softmax(unit @ unit.T / tau, dim=1)
+
+
+class Duet(Method):
+    """See the module's docstring."""
+
+    name = "duet"
+    supervision = "labels"
+    citation = Citation(
+        authors="the cmh-milvus authors",
+        title="DUET: label and pair agreement on one code",
+        venue="cmh-milvus",
+        year=2026,
+        url="https://github.com/cmh-milvus/cmh-milvus",
+    )
+    Config = Config
+    config: Config
+
+    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+        super().__init__(train, n_bits, config)
+
+        def head(features: Tensor) -> HashHead:
+            made = HashHead(
+                HashHeadConfig(
+                    in_dim=features.shape[1],
+                    n_bits=n_bits,
+                    hidden=(config.hidden,),
+                    batch_norm=True,
+                    dropout=config.dropout,
+                    input_dropout=config.input_dropout,
+                )
+            )
+            made.scaling.fit(features)
+            return made
+
+        self.image_head, self.text_head = head(train.image), head(train.text)
+
+    def optimizers(self) -> Mapping[str, Optimizer]:
+        """One AdamW over both heads."""
+        return {"heads": AdamW(self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)}
+
+    def learning_rates(self, progress: float) -> Mapping[str, float]:
+        """One cycle."""
+        return {"heads": one_cycle(progress, self.config.learning_rate)}
+
+    def steps(self, batch: Batch, phase: str) -> Iterator[Step]:
+        """One joint update on eq. 4."""
+        config = self.config
+        image_code = straight_through_sign(self.image_head(batch.image))
+        text_code = straight_through_sign(self.text_head(batch.text))
+        terms: dict[str, Tensor] = {}
+        if batch.label_matrix is not None:
+            overlap = label_overlap(batch.label_matrix)
+            sides = [(image_code, text_code), (text_code, image_code), (image_code, image_code), (text_code, text_code)]
+            contrasts = [label_contrast(a, b, overlap, config.tau_label) for a, b in sides]
+            terms["label"] = torch.stack(contrasts).mean()
+        if config.pair_weight > 0 or not terms:
+            weight = config.pair_weight if terms else 1.0
+            own = torch.eye(len(batch), device=image_code.device)
+            alike = text_targets(self.text_head.scaling(batch.text), config.tau_pair)
+            terms["pair"] = weight * pair_contrast(image_code, text_code, own, config.tau_pair)
+            terms["soft"] = weight * pair_contrast(image_code, text_code, alike, config.tau_pair)
+        yield Step("heads", terms)

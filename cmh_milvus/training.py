@@ -1,0 +1,405 @@
+"""One trainer for every method: seeds, device, validation, early stopping, checkpoints, resume.
+
+The codes of the validation rows choose the epoch; the query rows are never looked at. The validation database is
+partly untrained (half of the validation rows join it), because a database that was all trained on rewards memorising.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cmh_milvus import metrics
+from cmh_milvus.codes import binarize, check_n_bits, pack
+from cmh_milvus.datasets.base import PairedFeatures
+from cmh_milvus.encoders.device import resolve_device
+from cmh_milvus.encoders.hash_head import HashHead
+from cmh_milvus.errors import DataError, SettingsError
+from cmh_milvus.methods import DEFAULT_METHOD, get_method, make_config
+from cmh_milvus.methods.base import Method, TrainData
+from cmh_milvus.ranking import distance_table
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows is reported
+
+Progress = Callable[[int, int, str], None]
+"""Called after each epoch with (epochs done, epochs in all, a line on the state)."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train, beside what the method's own config says.
+
+    Attributes:
+        method: One of `cmh_milvus.methods.list_methods()`.
+        n_bits: Code length, a multiple of 8.
+        method_settings: Values of the method's config that differ from its defaults.
+        seed: Of everything random.
+        device: "auto", "cpu", "cuda", ...
+        validate_every: Epochs between two looks at the validation rows.
+        patience: Looks without gain after which training stops; 0 never stops early.
+        refit: After the epoch is chosen, train afresh on train and validation rows together for that many epochs.
+    """
+
+    method: str = DEFAULT_METHOD
+    n_bits: int = 64
+    method_settings: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "auto"
+    validate_every: int = 5
+    patience: int = 0
+    refit: bool = True
+
+    def __post_init__(self) -> None:
+        check_n_bits(self.n_bits)
+        if self.validate_every < 1 or self.patience < 0:
+            raise SettingsError("validate_every is at least 1 and patience at least 0")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves: the two heads on the CPU in eval mode, and the record of how they came about."""
+
+    image_head: HashHead
+    text_head: HashHead
+    record: dict[str, Any]
+
+
+def relaxed_codes(head: HashHead, features: NDArray[np.float32], batch_size: int = 4096) -> NDArray[np.float32]:
+    """Relaxed codes of features, in eval mode.
+
+    Args:
+        head: A hash head, on any device.
+        features: float32 (n, in_dim).
+        batch_size: Rows at a time.
+
+    Returns:
+        float32 (n, n_bits) in (-1, 1).
+    """
+    device = next(head.parameters()).device
+    was_training = head.training
+    head.eval()
+    with torch.inference_mode():
+        blocks = [
+            torch.tanh(head(torch.from_numpy(features[start : start + batch_size]).to(device))).cpu().numpy()
+            for start in range(0, len(features), batch_size)
+        ]
+    head.train(was_training)
+    return np.concatenate(blocks) if blocks else np.empty((0, head.config.n_bits), dtype=np.float32)
+
+
+def train(
+    data: PairedFeatures,
+    settings: TrainingSettings,
+    *,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a method's hash heads on backbone features.
+
+    Args:
+        data: Features, labels and split. Without validation rows the last epoch is kept.
+        settings: Method, code length, seed, device, early stopping.
+        checkpoint: File that keeps the state of an unfinished run; a run that finds one of its own goes on from it,
+            and removes it at the end.
+        progress: Called after each epoch.
+
+    Returns:
+        The heads and the training record (`training.json` of the encoder folder).
+
+    Raises:
+        SettingsError: Unknown method or setting, impossible code length, or a checkpoint of another run.
+        DataError: Too few train rows, no labels where the method needs them, or features that are not finite.
+    """
+    method_class = get_method(settings.method)
+    config = make_config(method_class, settings.method_settings)
+    _check(data, method_class)
+    run = _Run(data, settings, method_class, config, checkpoint, progress)
+    started = time.perf_counter()
+    if method_class.closed_form:
+        heads = run.fit_closed_form()
+    else:
+        heads = run.fit_epochs()
+    for head in heads:
+        head.to("cpu").eval()
+    return Trained(*heads, run.record(time.perf_counter() - started))
+
+
+def _check(data: PairedFeatures, method_class: type[Method]) -> None:
+    if len(data.split.train) < 2:
+        raise DataError(f"{data.name} has {len(data.split.train)} train rows: at least 2 are needed")
+    if method_class.supervision == "labels" and data.labels is None and method_class.name != DEFAULT_METHOD:
+        raise DataError(f"method {method_class.name} learns from labels, and {data.name} has none: choose another one")
+    for modality, features in (("image", data.image), ("text", data.text)):
+        if not np.isfinite(features).all():
+            raise DataError(f"the {modality} features of {data.name} hold NaN or infinity: clean them first")
+
+
+class _Run:
+    """One training run; the loop that `methods.base` describes."""
+
+    def __init__(
+        self,
+        data: PairedFeatures,
+        settings: TrainingSettings,
+        method_class: type[Method],
+        config: Any,
+        checkpoint: Path | None,
+        progress: Progress | None,
+    ) -> None:
+        self.data, self.settings, self.method_class, self.config = data, settings, method_class, config
+        self.checkpoint, self.progress = checkpoint, progress
+        self.device = resolve_device(settings.device)
+        self.history: list[dict[str, float]] = []
+        self.chosen_epoch = 0
+        self.identity = self._identity()
+
+    def _identity(self) -> str:
+        what = {
+            "settings": dataclasses.asdict(self.settings) | {"device": ""},
+            "config": dataclasses.asdict(self.config),
+            "data": self.data.fingerprint,
+            "split": self.data.split.fingerprint(),
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _train_data(self, rows: NDArray[np.int64]) -> TrainData:
+        labels = None
+        if self.method_class.supervision == "labels" and self.data.labels is not None:
+            labels = torch.from_numpy(self.data.labels[rows].astype(np.float32)).to(self.device)
+        return TrainData(
+            torch.from_numpy(self.data.image[rows]).to(self.device),
+            torch.from_numpy(self.data.text[rows]).to(self.device),
+            labels,
+        )
+
+    def _make(self, rows: NDArray[np.int64]) -> tuple[Method, TrainData]:
+        torch.manual_seed(self.settings.seed)
+        train_data = self._train_data(rows)
+        return self.method_class(train_data, self.settings.n_bits, self.config).to(self.device), train_data
+
+    def fit_closed_form(self) -> tuple[HashHead, HashHead]:
+        rows = np.sort(np.concatenate([self.data.split.train, self.data.split.validation]))
+        with torch.random.fork_rng():
+            method, train_data = self._make(rows)
+            method.fit(train_data, torch.Generator().manual_seed(self.settings.seed))
+        return method.image_head, method.text_head
+
+    def fit_epochs(self) -> tuple[HashHead, HashHead]:
+        split, epochs = self.data.split, self.config.epochs
+        with torch.random.fork_rng():
+            method = self._epochs("select", split.train, epochs, validate=len(split.validation) >= 4)
+            if self.settings.refit and len(split.validation):
+                rows = np.sort(np.concatenate([split.train, split.validation]))
+                method = self._epochs("refit", rows, self.chosen_epoch, validate=False)
+        if self.checkpoint is not None:
+            self.checkpoint.unlink(missing_ok=True)
+        return method.image_head, method.text_head
+
+    def _epochs(self, stage: str, rows: NDArray[np.int64], epochs: int, *, validate: bool) -> Method:
+        """Train on `rows` for `epochs` at most; the weights of the best epoch on the validation rows, or the last."""
+        method, train_data = self._make(rows)
+        optimizers = method.optimizers()
+        shuffle = torch.Generator().manual_seed(self.settings.seed)
+        state = _StageState()
+        self._resume(stage, method, optimizers, shuffle, state)
+        for epoch in range(state.epoch, epochs):
+            terms = self._epoch(method, train_data, optimizers, shuffle, epoch)
+            state.epoch = epoch + 1
+            entry: dict[str, float] = {"epoch": epoch + 1, **terms}
+            if validate and ((epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == epochs):
+                entry |= self._validate(method)
+                if entry["score"] > state.best_score:
+                    state.best_score, state.best_epoch, state.looks_without_gain = entry["score"], epoch + 1, 0
+                    state.best_weights = {key: value.detach().cpu().clone() for key, value in method.state_dict().items()}
+                else:
+                    state.looks_without_gain += 1
+            if stage == "select":
+                self.history.append(entry)
+            if self.progress is not None:
+                shown = ", ".join(f"{key} {value:.3f}" for key, value in entry.items() if key != "epoch")
+                self.progress(epoch + 1, epochs, f"{stage}: {shown}")
+            self._save(stage, method, optimizers, shuffle, state)
+            if self.settings.patience and state.looks_without_gain >= self.settings.patience:
+                break
+        if state.best_weights is not None:
+            method.load_state_dict(state.best_weights)
+        if stage == "select":
+            self.chosen_epoch = state.best_epoch or state.epoch
+        return method
+
+    def _epoch(
+        self,
+        method: Method,
+        train_data: TrainData,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        shuffle: torch.Generator,
+        epoch: int,
+    ) -> dict[str, float]:
+        """One pass of every phase; mean loss terms of the epoch."""
+        method.train()
+        n_batches = max(1, round(len(train_data) / self.config.batch_size))
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for phase in method.phases(epoch):
+            order = torch.randperm(len(train_data), generator=shuffle).to(self.device)
+            for number, index in enumerate(order.tensor_split(n_batches)):
+                done = (epoch + number / n_batches) / self.config.epochs
+                for name, rate in method.learning_rates(done).items():
+                    for group in optimizers[name].param_groups:
+                        group["lr"] = rate
+                for step in method.steps(train_data.rows(index), phase):
+                    loss = torch.stack(list(step.terms.values())).sum()
+                    optimizers[step.optimizer].zero_grad()
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    optimizers[step.optimizer].step()
+                    for name, term in step.terms.items():
+                        sums[name] = sums.get(name, 0.0) + float(term.detach())
+                        counts[name] = counts.get(name, 0) + 1
+            method.end_phase(phase)
+        method.end_epoch(epoch)
+        return {name: sums[name] / counts[name] for name in sums}
+
+    def _validate(self, method: Method) -> dict[str, float]:
+        """Score of the validation rows; half of them query, the other half joins the train rows as database.
+
+        With labels: the mean over both directions of MAP@all and NDCG@10 (label overlap), so that neither the wrong
+        neighbours nor a collapse wins. Without: own-pair recall@10 over all these rows.
+        """
+        split, data = self.data.split, self.data
+        half = len(split.validation) // 2
+        order = np.random.default_rng(self.settings.seed).permutation(split.validation)
+        query, database = order[:half], np.concatenate([order[half:], split.train])
+        everything = np.concatenate([query, database])
+        heads = {"image": (method.image_head, data.image), "text": (method.text_head, data.text)}
+        codes = {name: pack(binarize(relaxed_codes(head, x[everything]))) for name, (head, x) in heads.items()}
+        result = {"distinct": metrics.distinct_share(codes["image"])}
+        supervised = self.method_class.supervision == "labels" and data.labels is not None
+        scores = []
+        for one, other in (("image", "text"), ("text", "image")):
+            if supervised:
+                assert data.labels is not None
+                labels = data.labels
+                table = distance_table(codes[one][:half], codes[other][half:], labels[query], labels[database], grading="jaccard")
+                scores += [metrics.mean_average_precision(table), float(metrics.ndcg_at_k(table, 10).mean())]
+            else:
+                ranks = metrics.own_pair_ranks(codes[one][:half], codes[other], np.arange(half))
+                scores.append(metrics.recall_at_k(ranks, 10))
+        return result | {"score": float(np.mean(scores))}
+
+    def _save(
+        self,
+        stage: str,
+        method: Method,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        shuffle: torch.Generator,
+        state: _StageState,
+    ) -> None:
+        if self.checkpoint is None:
+            return
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": CHECKPOINT_FORMAT,
+            "identity": self.identity,
+            "stage": stage,
+            "method": method.state_dict(),
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+            "shuffle": shuffle.get_state(),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "state": dataclasses.asdict(state),
+            "history": self.history,
+            "chosen_epoch": self.chosen_epoch,
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(content, partial)
+        os.replace(partial, self.checkpoint)
+
+    def _resume(
+        self,
+        stage: str,
+        method: Method,
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        shuffle: torch.Generator,
+        state: _StageState,
+    ) -> None:
+        """Go on from the checkpoint, if there is one of this run and stage."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
+        content = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        if content.get("format") != CHECKPOINT_FORMAT or content["identity"] != self.identity:
+            raise SettingsError(
+                f"{self.checkpoint} belongs to a run with other data or settings: remove it, or repeat that run's options"
+            )
+        self.history, self.chosen_epoch = content["history"], content["chosen_epoch"]
+        if content["stage"] == "refit" and stage == "select":
+            state.epoch, state.best_epoch = self.config.epochs, self.chosen_epoch
+            return
+        if content["stage"] != stage:
+            return
+        method.load_state_dict(content["method"])
+        for name, optimizer in optimizers.items():
+            optimizer.load_state_dict(content["optimizers"][name])
+        shuffle.set_state(content["shuffle"].cpu())
+        torch.set_rng_state(content["random"].cpu())
+        if content["cuda_random"]:
+            torch.cuda.set_rng_state_all([value.cpu() for value in content["cuda_random"]])
+        for key, value in content["state"].items():
+            setattr(state, key, value)
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        """The training record, ready for JSON."""
+        if self.history and self.history[-1].get("distinct", 1.0) < COLLAPSED_SHARE:
+            logger.warning(
+                "the codes have collapsed: %.0f %% of the validation database's pictures have a code of their own",
+                100 * self.history[-1]["distinct"],
+            )
+        return {
+            "method": self.method_class.name,
+            "supervision": self.method_class.supervision,
+            "citation": dataclasses.asdict(self.method_class.citation),
+            "config": dataclasses.asdict(self.config),
+            "n_bits": self.settings.n_bits,
+            "seed": self.settings.seed,
+            "refit_on_validation": bool(self.settings.refit and len(self.data.split.validation)),
+            "chosen_epoch": self.chosen_epoch,
+            "history": self.history,
+            "data": {
+                "name": self.data.name,
+                "fingerprint": self.data.fingerprint,
+                "split_fingerprint": self.data.split.fingerprint(),
+                "n_train": len(self.data.split.train),
+                "n_validation": len(self.data.split.validation),
+                "n_labels": 0 if self.data.labels is None else self.data.labels.shape[1],
+            },
+            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "device": self.device.type,
+            "seconds": round(seconds, 2),
+        }
+
+
+@dataclass
+class _StageState:
+    """Where a stage stands; all of it goes into the checkpoint."""
+
+    epoch: int = 0
+    best_score: float = -1.0
+    best_epoch: int = 0
+    looks_without_gain: int = 0
+    best_weights: dict[str, torch.Tensor] | None = None
+
