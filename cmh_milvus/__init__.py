@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from cmh_milvus.errors import CmhError
     from cmh_milvus.store import HashCollection
 
-__all__ = ["CmhError", "CrossModalHashEmbeddingFunction", "CrossModalHashEncoder", "HashCollection", "__version__"]
+__all__ = [
+    "CmhError",
+    "CrossModalHashEmbeddingFunction",
+    "CrossModalHashEncoder",
+    "HashCollection",
+    "__version__",
+]
 
 __version__ = version("cmh-milvus")
 

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -30,7 +29,7 @@ from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.errors import DataError, SettingsError
 from cmh_milvus.methods import DEFAULT_METHOD, get_method, make_config
 from cmh_milvus.methods.base import Method, TrainData
-from cmh_milvus.ranking import distance_table
+from cmh_milvus.ranking import distance_table, own_pair_ranks
 
 logger = logging.getLogger(__name__)
 
@@ -131,10 +130,7 @@ def train(
     _check(data, method_class)
     run = _Run(data, settings, method_class, config, checkpoint, progress)
     started = time.perf_counter()
-    if method_class.closed_form:
-        heads = run.fit_closed_form()
-    else:
-        heads = run.fit_epochs()
+    heads = run.fit_closed_form() if method_class.closed_form else run.fit_epochs()
     for head in heads:
         head.to("cpu").eval()
     return Trained(*heads, run.record(time.perf_counter() - started))
@@ -225,8 +221,14 @@ class _Run:
             if validate and ((epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == epochs):
                 entry |= self._validate(method)
                 if entry["score"] > state.best_score:
-                    state.best_score, state.best_epoch, state.looks_without_gain = entry["score"], epoch + 1, 0
-                    state.best_weights = {key: value.detach().cpu().clone() for key, value in method.state_dict().items()}
+                    state.best_score, state.best_epoch, state.looks_without_gain = (
+                        entry["score"],
+                        epoch + 1,
+                        0,
+                    )
+                    state.best_weights = {
+                        key: value.detach().cpu().clone() for key, value in method.state_dict().items()
+                    }
                 else:
                     state.looks_without_gain += 1
             if stage == "select":
@@ -295,11 +297,16 @@ class _Run:
             if supervised:
                 assert data.labels is not None
                 labels = data.labels
-                table = distance_table(codes[one][:half], codes[other][half:], labels[query], labels[database], grading="jaccard")
-                scores += [metrics.mean_average_precision(table), float(metrics.ndcg_at_k(table, 10).mean())]
+                table = distance_table(
+                    codes[one][:half], codes[other][half:], labels[query], labels[database], grading="jaccard"
+                )
+                scores += [
+                    metrics.mean_average_precision(table),
+                    metrics.mean_over_queries(metrics.ndcg_at_k(table, 10)),
+                ]
             else:
-                ranks = metrics.own_pair_ranks(codes[one][:half], codes[other], np.arange(half))
-                scores.append(metrics.recall_at_k(ranks, 10))
+                closer, tied = own_pair_ranks(codes[one][:half], codes[other], np.arange(half))
+                scores.append(float(metrics.own_pair_recall_at_k(closer, tied, 10).mean()))
         return result | {"score": float(np.mean(scores))}
 
     def _save(
@@ -328,7 +335,7 @@ class _Run:
         }
         partial = self.checkpoint.with_suffix(".partial")
         torch.save(content, partial)
-        os.replace(partial, self.checkpoint)
+        partial.replace(self.checkpoint)
 
     def _resume(
         self,
@@ -344,7 +351,8 @@ class _Run:
         content = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
         if content.get("format") != CHECKPOINT_FORMAT or content["identity"] != self.identity:
             raise SettingsError(
-                f"{self.checkpoint} belongs to a run with other data or settings: remove it, or repeat that run's options"
+                f"{self.checkpoint} belongs to a run with other data or settings: remove it, "
+                "or repeat that run's options"
             )
         self.history, self.chosen_epoch = content["history"], content["chosen_epoch"]
         if content["stage"] == "refit" and stage == "select":
@@ -366,7 +374,7 @@ class _Run:
         """The training record, ready for JSON."""
         if self.history and self.history[-1].get("distinct", 1.0) < COLLAPSED_SHARE:
             logger.warning(
-                "the codes have collapsed: %.0f %% of the validation database's pictures have a code of their own",
+                "the codes have collapsed: there are %.0f distinct codes for 100 pictures",
                 100 * self.history[-1]["distinct"],
             )
         return {
@@ -387,7 +395,11 @@ class _Run:
                 "n_validation": len(self.data.split.validation),
                 "n_labels": 0 if self.data.labels is None else self.data.labels.shape[1],
             },
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
             "device": self.device.type,
             "seconds": round(seconds, 2),
         }
@@ -402,4 +414,3 @@ class _StageState:
     best_epoch: int = 0
     looks_without_gain: int = 0
     best_weights: dict[str, torch.Tensor] | None = None
-

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -61,7 +60,7 @@ class Tower:
         """The backbone on `device`."""
         key = str(device)
         if key not in self._loaded:
-            self._loaded[key] = load_backbone(self.backbone_config, modality, device)
+            self._loaded[key] = load_backbone(self.backbone_config, modality, key)
         return self._loaded[key]
 
 
@@ -199,7 +198,11 @@ class CrossModalHashEncoder:
             ArtefactError: The folder exists and is no encoder, or cannot be written.
         """
         target = Path(folder)
-        if target.exists() and not (target / "config.json").is_file() and (not target.is_dir() or any(target.iterdir())):
+        if (
+            target.exists()
+            and not (target / "config.json").is_file()
+            and (not target.is_dir() or any(target.iterdir()))
+        ):
             raise ArtefactError(f"{target} exists and is no encoder folder: give another name")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +216,7 @@ class CrossModalHashEncoder:
                 (partial / "README.md").write_text(model_card(self, target.name, training), encoding="utf-8")
                 if target.exists():
                     shutil.rmtree(target)
-                os.replace(partial, target)
+                partial.replace(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         except OSError as error:
@@ -233,7 +236,9 @@ class CrossModalHashEncoder:
         """
         source = Path(folder)
         if not source.is_dir():
-            raise ArtefactError(f"{source} is no encoder folder: give the folder that `cmh-milvus train --output` wrote")
+            raise ArtefactError(
+                f"{source} is no encoder folder: give the folder that `cmh-milvus train --output` wrote"
+            )
         for file in source.iterdir():
             if file.suffix in PICKLE_SUFFIXES:
                 raise UnsafeFile(f"{file} may hold a pickle, which runs code when read; an encoder folder has none")

@@ -65,12 +65,12 @@ def make_config(method: type[Method], settings: Mapping[str, Any]) -> Any:
     Raises:
         SettingsError: A name is not a field of the config, or a value is not of its type.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(method.Config)}
+    defaults = dataclasses.asdict(method.Config())
     values: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in defaults:
             raise SettingsError(f"method {method.name} has no setting {key!r}; its settings are {', '.join(defaults)}")
-        kind = type(defaults[key])
+        kind: type[Any] = type(defaults[key])
         try:
             values[key] = kind(value)
         except (TypeError, ValueError) as error:

@@ -28,7 +28,7 @@ from cmh_milvus.methods.base import Citation, Method, TrainData
 
 
 @dataclass(frozen=True)
-class Config:
+class CcaItqConfig:
     """Settings.
 
     Attributes:
@@ -50,7 +50,8 @@ def canonical_directions(image: Tensor, text: Tensor, k: int, ridge: float) -> t
         covariance = features.T @ features / n
         variance, axes = torch.linalg.eigh(covariance)
         floor = ridge * variance.mean()
-        return axes * (variance.clamp(min=0) + floor).rsqrt() @ axes.T
+        root: Tensor = axes * (variance.clamp(min=0) + floor).rsqrt() @ axes.T
+        return root
 
     image_root, text_root = inverse_root(image), inverse_root(text)
     u, correlation, vt = torch.linalg.svd(image_root @ (image.T @ text / n) @ text_root, full_matrices=False)
@@ -62,7 +63,7 @@ def itq_rotation(projections: Tensor, n_bits: int, iterations: int, generator: t
     """Step 3: (m, k) -> (k, n_bits) with orthonormal rows."""
     k = projections.shape[1]
     start = torch.randn(n_bits, k, generator=generator, dtype=torch.float64).to(projections.device)
-    rotation = torch.linalg.qr(start).Q.T  # (k, n_bits)
+    rotation: Tensor = torch.linalg.qr(start).Q.T  # (k, n_bits)
     for _ in range(iterations):
         codes = torch.where(projections @ rotation >= 0, 1.0, -1.0).to(projections.dtype)
         u, _, vt = torch.linalg.svd(projections.T @ codes, full_matrices=False)
@@ -83,10 +84,10 @@ class CcaItq(Method):
         year=2013,
         url="https://doi.org/10.1109/TPAMI.2012.193",
     )
-    Config = Config
-    config: Config
+    Config = CcaItqConfig
+    config: CcaItqConfig
 
-    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+    def __init__(self, train: TrainData, n_bits: int, config: CcaItqConfig) -> None:
         super().__init__(train, n_bits, config)
         self.image_head = HashHead(HashHeadConfig(train.image.shape[1], n_bits))
         self.text_head = HashHead(HashHeadConfig(train.text.shape[1], n_bits))
@@ -102,7 +103,7 @@ class CcaItq(Method):
             means.append(scaled.mean(dim=0))
             centred.append(scaled - means[-1])
         k = min(self.n_bits, centred[0].shape[1], centred[1].shape[1])
-        maps = canonical_directions(*centred, k, self.config.ridge)
+        maps = canonical_directions(centred[0], centred[1], k, self.config.ridge)
         projections = torch.cat([features @ w for features, w in zip(centred, maps, strict=True)])
         rotation = itq_rotation(projections, self.n_bits, self.config.iterations, generator)
         for head, mean, w in zip(heads, means, maps, strict=True):

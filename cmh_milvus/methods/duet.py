@@ -40,7 +40,7 @@ from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, on
 
 
 @dataclass(frozen=True)
-class Config:
+class DuetConfig:
     """Settings; the defaults were chosen on validation rows of several data sets (docs/methods/duet.md).
 
     Attributes:
@@ -134,10 +134,10 @@ class Duet(Method):
         year=2026,
         url="https://github.com/cmh-milvus/cmh-milvus",
     )
-    Config = Config
-    config: Config
+    Config = DuetConfig
+    config: DuetConfig
 
-    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+    def __init__(self, train: TrainData, n_bits: int, config: DuetConfig) -> None:
         super().__init__(train, n_bits, config)
 
         def head(features: Tensor) -> HashHead:
@@ -172,7 +172,12 @@ class Duet(Method):
         terms: dict[str, Tensor] = {}
         if batch.label_matrix is not None:
             overlap = label_overlap(batch.label_matrix)
-            sides = [(image_code, text_code), (text_code, image_code), (image_code, image_code), (text_code, text_code)]
+            sides = [
+                (image_code, text_code),
+                (text_code, image_code),
+                (image_code, image_code),
+                (text_code, text_code),
+            ]
             contrasts = [label_contrast(a, b, overlap, config.tau_label) for a, b in sides]
             terms["label"] = torch.stack(contrasts).mean()
         if config.pair_weight > 0 or not terms:

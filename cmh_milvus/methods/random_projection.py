@@ -19,9 +19,8 @@ from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
 from cmh_milvus.methods.base import Citation, Method, TrainData
 
 
-
 @dataclass(frozen=True)
-class Config:
+class RandomProjectionConfig:
     """No settings; a closed form takes one pass."""
 
     batch_size: int = 1
@@ -50,9 +49,9 @@ class RandomProjection(Method):
         year=2002,
         url="https://doi.org/10.1145/509907.509965",
     )
-    Config = Config
+    Config = RandomProjectionConfig
 
-    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+    def __init__(self, train: TrainData, n_bits: int, config: RandomProjectionConfig) -> None:
         super().__init__(train, n_bits, config)
         self.image_head = HashHead(HashHeadConfig(train.image.shape[1], n_bits))
         self.text_head = HashHead(HashHeadConfig(train.text.shape[1], n_bits))

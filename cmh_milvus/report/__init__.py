@@ -1,1 +1,1 @@
-"""Placeholder."""
+"""Reports for people: one self-contained HTML page, plots inside."""

@@ -1,0 +1,302 @@
+"""From codes, labels and a split to figures that say what they mean.
+
+Relevant: shares at least one label with the query. Graded: the Jaccard overlap of the label sets. Equal distances are
+ties, and every figure is its expectation over all orders of the tied items, so no figure depends on file order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cmh_milvus import metrics
+from cmh_milvus.datasets.base import PairedFeatures, Split
+from cmh_milvus.errors import DataError
+from cmh_milvus.metrics import DistanceTable, Interval
+from cmh_milvus.ranking import distance_table, own_pair_ranks
+
+Direction = Literal["image_to_text", "text_to_image"]
+DIRECTIONS: dict[Direction, tuple[str, str]] = {
+    "image_to_text": ("image", "text"),
+    "text_to_image": ("text", "image"),
+}
+DIRECTION_LABELS: dict[Direction, str] = {"image_to_text": "I→T", "text_to_image": "T→I"}
+TOP_N = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+RULES = {
+    "relevant": "shares at least one label with the query",
+    "graded": "Jaccard overlap of the label sets",
+    "ties": "expected value over all orders of equal distances",
+    "no_relevant": "a query without a relevant item counts as 0",
+    "cut_off": "MAP over the whole database; NDCG and recall at 10",
+}
+PackedCodes = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class DirectionResult:
+    """One encoder, one direction.
+
+    Attributes:
+        estimates: "MAP@all", "NDCG@10", "own R@1", "own R@10" by name, with 95 % bootstrap intervals over queries.
+        map_best: MAP@all if every tie fell out in our favour.
+        map_worst: MAP@all if every tie fell out against us.
+        own_median_rank: Median rank of the query's own partner among all items.
+        top_n: N of the topN-precision curve.
+        top_n_precision: Precision among the first N.
+        radius_precision: Hash lookup precision at radius 0..n_bits.
+        radius_recall: Hash lookup recall at radius 0..n_bits.
+        radius_empty: Share of queries whose lookup is empty at radius 0..n_bits.
+    """
+
+    estimates: dict[str, Interval]
+    map_best: float
+    map_worst: float
+    own_median_rank: float
+    top_n: list[int]
+    top_n_precision: list[float]
+    radius_precision: list[float]
+    radius_recall: list[float]
+    radius_empty: list[float]
+
+
+@dataclass(frozen=True)
+class EncoderResult:
+    """One encoder in all directions.
+
+    Attributes:
+        name: Of the method or the encoder.
+        n_bits: Code length.
+        fingerprint: Of the encoder; "" for codes without one.
+        distinct: Share of distinct codes among all pictures.
+        seconds: Training time, or None.
+        directions: Results by direction.
+    """
+
+    name: str
+    n_bits: int
+    fingerprint: str
+    distinct: float
+    seconds: float | None
+    directions: dict[Direction, DirectionResult]
+
+
+@dataclass(frozen=True)
+class ThroughCollection:
+    """The same figures through a collection against brute force.
+
+    Attributes:
+        difference: Largest absolute difference of MAP@all over directions.
+        missing: Database rows that the collection did not return, summed over queries and directions.
+        wrong: (query, distance, grade) counts that differ, summed.
+    """
+
+    difference: float
+    missing: int
+    wrong: int
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """Figures with all that is needed to read them."""
+
+    data: dict[str, Any]
+    chance: dict[Direction, float]
+    results: list[EncoderResult]
+    audit: list[str]
+    rules: dict[str, str] = field(default_factory=lambda: dict(RULES))
+    through_collection: ThroughCollection | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON types."""
+        return dataclasses.asdict(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat row an encoder and direction, for tables, CSV and JSON lines."""
+        rows: list[dict[str, Any]] = []
+        for result in self.results:
+            for direction, measured in result.directions.items():
+                row: dict[str, Any] = {
+                    "encoder": result.name,
+                    "n_bits": result.n_bits,
+                    "direction": direction,
+                }
+                for name, estimate in measured.estimates.items():
+                    row |= {name: estimate.mean, f"{name} low": estimate.low, f"{name} high": estimate.high}
+                row |= {
+                    "MAP@all best": measured.map_best,
+                    "MAP@all worst": measured.map_worst,
+                    "own median rank": measured.own_median_rank,
+                    "distinct": result.distinct,
+                    "chance": self.chance[direction],
+                }
+                rows.append(row)
+        return rows
+
+
+class Ranker(Protocol):
+    """Anything that ranks a whole database by Hamming distance."""
+
+    def rank_all(self, codes: PackedCodes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """For each of m packed codes (m, n_bits // 8): database positions and their distances in bits, each (n,)."""
+
+
+def evaluate_codes(
+    name: str,
+    codes: Mapping[str, PackedCodes],
+    data: PairedFeatures,
+    *,
+    fingerprint: str = "",
+    seconds: float | None = None,
+    seed: int = 0,
+) -> EncoderResult:
+    """Rank the database split by the query split in both directions.
+
+    Args:
+        name: How the encoder is called in the report.
+        codes: "image" and "text" packed codes of all items, uint8 (n, n_bits // 8).
+        data: The items' labels and split.
+        fingerprint: Of the encoder.
+        seconds: Training time.
+        seed: Of the bootstrap.
+
+    Raises:
+        DataError: No labels, or an empty query or database split.
+    """
+    split, labels = data.split, require_labels(data)
+    everything = np.concatenate([split.query, split.database])  # each query's own partner is ranked with the database
+    directions: dict[Direction, DirectionResult] = {}
+    for direction, (one, other) in DIRECTIONS.items():
+        query_codes = codes[one][split.query]
+        table = _table(query_codes, codes[other][split.database], labels, split)
+        closer, tied = own_pair_ranks(query_codes, codes[other][everything], np.arange(len(split.query)))
+        per_query = {
+            "MAP@all": metrics.average_precision(table),
+            "NDCG@10": metrics.ndcg_at_k(table, 10),
+            "own R@1": metrics.own_pair_recall_at_k(closer, tied, 1),
+            "own R@10": metrics.own_pair_recall_at_k(closer, tied, 10),
+        }
+        top_n = [n for n in TOP_N if n <= len(split.database)]
+        lookup = metrics.precision_recall_by_radius(table)
+        directions[direction] = DirectionResult(
+            estimates={key: metrics.bootstrap_interval(values, seed) for key, values in per_query.items()},
+            map_best=metrics.mean_average_precision(table, ties="best"),
+            map_worst=metrics.mean_average_precision(table, ties="worst"),
+            own_median_rank=float(np.median(metrics.own_pair_rank(closer, tied))),
+            top_n=top_n,
+            top_n_precision=_curve(metrics.topn_precision(table, top_n)),
+            radius_precision=_curve(lookup.precision),
+            radius_recall=_curve(lookup.recall),
+            radius_empty=lookup.empty.mean(axis=0).tolist(),
+        )
+    n_bits = codes["image"].shape[1] * 8
+    return EncoderResult(name, n_bits, fingerprint, metrics.distinct_share(codes["image"]), seconds, directions)
+
+
+def chance_level(data: PairedFeatures) -> dict[Direction, float]:
+    """MAP@all of a random ranking, to first order: the mean share of relevant items, by direction."""
+    split, labels = data.split, require_labels(data)
+    counts = labels[split.query].astype(np.float32) @ labels[split.database].T.astype(np.float32)  # (m, n)
+    share = float((counts > 0).mean())
+    return dict.fromkeys(DIRECTIONS, share)
+
+
+def audit_split(data: PairedFeatures, texts: Sequence[str] | None = None) -> list[str]:
+    """What a reader must know of the split before believing a figure: one sentence a finding.
+
+    Args:
+        data: Features and split.
+        texts: The items' texts, to find identical ones across the split.
+    """
+    split = data.split
+    findings = []
+    shared = np.intersect1d(split.query, split.database)
+    if len(shared):
+        findings.append(f"WARNING: {len(shared)} query rows are in the database")
+    trained = np.intersect1d(split.query, np.concatenate([split.train, split.validation]))
+    if len(trained):
+        findings.append(f"WARNING: {len(trained)} query rows were trained or validated on")
+    for modality, features in (("picture", data.image), ("text", data.text)):
+        known = {row.tobytes() for row in features[split.database]}
+        twins = sum(row.tobytes() in known for row in features[split.query])
+        if twins:
+            findings.append(f"{twins} of {len(split.query)} queries have the {modality} features of a database item")
+    if texts is not None:
+        known_texts = {texts[row].strip().casefold() for row in split.database}
+        twins = sum(texts[row].strip().casefold() in known_texts for row in split.query)
+        if twins:
+            findings.append(f"{twins} of {len(split.query)} queries have the text of a database item")
+    inside = len(np.intersect1d(split.database, np.concatenate([split.train, split.validation])))
+    findings.append(
+        f"{inside} of {len(split.database)} database rows were trained or validated on, as is the custom of the field; "
+        "no query row was seen in training or selection"
+        if not len(trained)
+        else f"{inside} database rows were trained on"
+    )
+    return findings
+
+
+def evaluate_through(
+    rankers: Mapping[str, Ranker], codes: Mapping[str, PackedCodes], data: PairedFeatures
+) -> ThroughCollection:
+    """Compare rankings through a collection with brute force.
+
+    Args:
+        rankers: By modality of the database items; positions are those of `data.split.database`.
+        codes: "image" and "text" packed codes of all items.
+        data: Labels and split.
+    """
+    split, labels = data.split, require_labels(data)
+    difference, missing, wrong = 0.0, 0, 0
+    for one, other in DIRECTIONS.values():
+        query_codes = codes[one][split.query]
+        exact = distance_table(
+            query_codes,
+            codes[other][split.database],
+            labels[split.query],
+            labels[split.database],
+            grading="binary",
+        )
+        counts = np.zeros(exact.counts.shape, dtype=np.uint32)
+        unranked = np.zeros((len(query_codes), 2), dtype=np.uint32)
+        database_labels = labels[split.database].T.astype(np.float32)
+        for i, (positions, distances) in enumerate(rankers[other].rank_all(query_codes)):
+            relevant = labels[split.query[i]].astype(np.float32) @ database_labels > 0  # (n_database,)
+            np.add.at(counts[i], (distances, relevant[positions].astype(int)), 1)
+            unranked[i] = np.bincount(np.delete(relevant, positions), minlength=2)
+        served = DistanceTable(counts, exact.gains, unranked)
+        gap = metrics.mean_average_precision(served) - metrics.mean_average_precision(exact)
+        difference = max(difference, abs(gap))
+        missing += int(unranked.sum())
+        wrong += int((counts != exact.counts).sum())
+    return ThroughCollection(difference, missing, wrong)
+
+
+def require_labels(data: PairedFeatures) -> NDArray[np.bool_]:
+    """The labels of data that can be evaluated.
+
+    Raises:
+        DataError: No labels, or an empty query or database split.
+    """
+    if data.labels is None:
+        raise DataError(f"{data.name} has no labels, and relevance is defined by them: name the label column")
+    if len(data.split.query) == 0 or len(data.split.database) == 0:
+        raise DataError(
+            f"{data.name} has {len(data.split.query)} query and {len(data.split.database)} database rows: "
+            "an evaluation needs both"
+        )
+    return data.labels
+
+
+def _table(query: PackedCodes, database: PackedCodes, labels: NDArray[np.bool_], split: Split) -> DistanceTable:
+    return distance_table(query, database, labels[split.query], labels[split.database], grading="jaccard")
+
+
+def _curve(per_query: NDArray[np.float64]) -> list[float]:
+    """Mean over queries of a curve (n_query, n_points), as the rule for queries without a relevant item says."""
+    mean: list[float] = metrics.mean_over_queries(per_query).tolist()
+    return mean

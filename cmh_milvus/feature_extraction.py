@@ -1,0 +1,77 @@
+"""From paired items to the features that methods train on and evaluations rank: backbones run over data sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cmh_milvus.datasets.base import PairedDataset, PairedFeatures, Split
+from cmh_milvus.encoders.backbones import Backbone, backbone_key
+from cmh_milvus.encoders.feature_cache import FeatureCache, extract_features
+from cmh_milvus.errors import DataError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """Features of a data set, and what had to be left out.
+
+    Attributes:
+        features: Of the pairs whose picture could be read, with the split renumbered to them.
+        failures: (item id, reason) of every other pair.
+    """
+
+    features: PairedFeatures
+    failures: list[tuple[str, str]]
+
+
+def extract_pairs(
+    dataset: PairedDataset,
+    image_backbone: Backbone,
+    text_backbone: Backbone,
+    *,
+    split: Split,
+    cache: FeatureCache | None = None,
+    progress: Progress | None = None,
+) -> Extracted:
+    """Backbone features of a data set's pairs.
+
+    Args:
+        dataset: Pairs; each item has a picture and a text.
+        image_backbone: For the pictures.
+        text_backbone: For the texts.
+        split: Over the data set's rows.
+        cache: Where features are looked up and kept by content.
+        progress: Called with (pictures done, pictures in all).
+
+    Raises:
+        DataError: No picture could be read.
+    """
+    pictures = [item.image for item in dataset.items if item.image is not None]
+    texts = [item.text for item in dataset.items if item.text is not None]
+    assert len(pictures) == len(texts) == len(dataset), "a PairedDataset holds pairs"
+    image, kept, failed = extract_features(image_backbone, pictures, cache, progress)
+    failures = [(dataset.items[row].id, reason) for row, reason in failed]
+    if len(kept) == 0:
+        reason = f"the first: {failures[0][1]}" if failures else "there is none"
+        raise DataError(f"not one picture of {dataset.name} could be read; {reason}")
+    text, _, _ = extract_features(text_backbone, [texts[row] for row in kept], cache, None)
+    place = np.full(len(dataset), -1, dtype=np.int64)
+    place[kept] = np.arange(len(kept))
+    renumbered = (place[rows] for rows in (split.query, split.database, split.train, split.validation))
+    keys = "".join(backbone_key(backbone) for backbone in (image_backbone, text_backbone))
+    features = PairedFeatures(
+        name=dataset.name,
+        ids=[dataset.items[row].id for row in kept],
+        image=image,
+        text=text,
+        labels=dataset.labels()[kept] if dataset.label_names else None,
+        label_names=dataset.label_names,
+        split=Split(*(rows[rows >= 0] for rows in renumbered)),
+        fingerprint=hashlib.sha256((dataset.fingerprint() + keys).encode() + kept.tobytes()).hexdigest(),
+    )
+    return Extracted(features, failures)
