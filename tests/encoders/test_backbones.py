@@ -18,9 +18,7 @@ TEXTS = ["a cat", "two dogs run over a very green field after a ball", "é", "se
 
 def pictures(n=3, size=(40, 30)):
     rng = np.random.default_rng(0)
-    return [
-        Image.fromarray(rng.integers(0, 256, (size[1] + i, size[0], 3), dtype=np.uint8)) for i in range(n)
-    ]
+    return [Image.fromarray(rng.integers(0, 256, (size[1] + i, size[0], 3), dtype=np.uint8)) for i in range(n)]
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +89,7 @@ def test_minilm_agrees_with_its_own_library():
 
     model = library.SentenceTransformer(str(get_model_path()), device="cpu")
     expected = model.encode(TEXTS, normalize_embeddings=True)
-    np.testing.assert_allclose(
-        load_backbone("all-minilm-l6-v2", "text", "cpu").encode(TEXTS), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(load_backbone("all-minilm-l6-v2", "text", "cpu").encode(TEXTS), expected, atol=1e-5)
 
 
 def test_minilm_knows_what_is_alike():
@@ -129,9 +125,7 @@ def test_clip_agrees_with_the_whole_model(clip_folder):
     processor = hf.AutoProcessor.from_pretrained(clip_folder, backend="pil")
     model = hf.AutoModel.from_pretrained(clip_folder).eval()
     with torch.no_grad():
-        inputs = processor(
-            text=texts, images=images, padding=True, truncation=True, max_length=24, return_tensors="pt"
-        )
+        inputs = processor(text=texts, images=images, padding=True, truncation=True, max_length=24, return_tensors="pt")
         output = model(**inputs)
     expected = (output.logits_per_image / model.logit_scale.exp()).detach().numpy()
     image = load_backbone(f"clip:{clip_folder}", "image", "cpu").encode(images)
@@ -206,7 +200,7 @@ def test_unknown_names(spec, modality):
 def test_unknown_modality_device_and_config():
     with pytest.raises(SettingsError, match="'image' or 'text'"):
         load_backbone("clip", "sound")
-    with pytest.raises(SettingsError, match="no device 'gpu9'"):
+    with pytest.raises(SettingsError, match="unknown device 'gpu9'"):
         load_backbone("all-minilm-l6-v2", "text", "gpu9")
     with pytest.raises(ArtefactError, match="'spec'"):
         load_backbone({}, "text")
@@ -250,3 +244,9 @@ def test_precomputed_encodes_nothing():
     assert load_backbone(backbone.config(), "image").dim == 128
     with pytest.raises(SettingsError, match="precomputed image features of 128 dimensions"):
         backbone.encode(pictures(1))
+
+
+@pytest.mark.parametrize("text", [b"bytes", None, "half \ud83d"])
+def test_what_is_no_text(text):
+    with pytest.raises(SettingsError, match=r"text"):
+        load_backbone("all-minilm-l6-v2", "text", "cpu").encode(["fine", text])
