@@ -1,0 +1,145 @@
+"""Counting kernels, explicit orders and own pairs against loops."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cmh_milvus import metrics
+from cmh_milvus.errors import DataError, SettingsError
+from cmh_milvus.ranking import distance_table, numpy_backend, own_pair_ranks, rank_stable
+from tests.reference import ranking as reference
+
+GRADINGS = ["binary", "shared", "jaccard"]
+
+
+@st.composite
+def problems(draw, max_query=3, max_database=12):
+    """Codes and labels of random shapes: (query codes, database codes, query labels, database labels)."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_bytes = draw(st.sampled_from([1, 2, 3, 4, 5, 8, 9, 16, 17, 64]))
+    n_labels = draw(st.sampled_from([0, 1, 5, 8, 9, 21, 24, 64, 65, 80, 255, 512]))
+    density = draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    m, n = draw(st.integers(0, max_query)), draw(st.integers(1, max_database))
+    query = rng.integers(0, 256, (m, n_bytes), dtype=np.uint8)
+    database = rng.integers(0, 256, (n, n_bytes), dtype=np.uint8)
+    database[: min(m, n)] = query[: min(m, n)]  # distance 0 occurs
+    return query, database, rng.random((m, n_labels)) < density, rng.random((n, n_labels)) < density
+
+
+def slow_counts(problem, grading, gains):
+    query, database, query_labels, database_labels = problem
+    counts = np.zeros((len(query), query.shape[1] * 8 + 1, len(gains)), dtype=np.uint32)
+    for i in range(len(query)):
+        pairs = reference.distances_and_gains(query[i], database, query_labels[i], database_labels, grading)
+        for distance, gain in zip(*pairs, strict=True):
+            counts[i, distance, gains.tolist().index(float(gain))] += 1
+    return counts
+
+
+@pytest.mark.parametrize("grading", GRADINGS)
+@given(problem=problems())
+def test_numpy_table_equals_loop(problem, grading):
+    table = distance_table(*problem, grading=grading, backend="numpy")
+    assert table.counts.dtype == np.uint32
+    np.testing.assert_array_equal(table.counts, slow_counts(problem, grading, table.gains))
+
+
+def test_blocks_add_up(monkeypatch):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 256, (1000, 8), dtype=np.uint8)
+    labels = rng.random((1000, 70)) < 0.05
+    whole = [distance_table(codes[:9], codes, labels[:9], labels, grading=g, backend="numpy") for g in GRADINGS]
+    monkeypatch.setattr(numpy_backend, "BLOCK", 64)
+    for grading, table in zip(GRADINGS, whole, strict=True):
+        again = distance_table(codes[:9], codes, labels[:9], labels, grading=grading, backend="numpy")
+        np.testing.assert_array_equal(again.counts, table.counts)
+        assert (table.total().sum(axis=1) == 1000).all()
+
+
+@pytest.mark.parametrize("grading", GRADINGS)
+@given(problem=problems(), seed=st.integers(0, 1000))
+def test_table_is_invariant(problem, seed, grading):
+    """Under permutation of the database, permutation of all bits, and XOR of all codes."""
+    query, database, query_labels, database_labels = problem
+    rng = np.random.default_rng(seed)
+    table = distance_table(*problem, grading=grading)
+    order = rng.permutation(len(database))
+    shuffled = distance_table(query, database[order], query_labels, database_labels[order], grading=grading)
+    np.testing.assert_array_equal(shuffled.counts, table.counts)
+    mask = rng.integers(0, 256, query.shape[1], dtype=np.uint8)
+    bits = rng.permutation(query.shape[1] * 8)
+
+    def turned(codes):
+        return np.packbits(np.unpackbits(codes ^ mask, axis=1)[:, bits], axis=1)
+
+    again = distance_table(turned(query), turned(database), query_labels, database_labels, grading=grading)
+    np.testing.assert_array_equal(again.counts, table.counts)
+
+
+@given(problem=problems())
+def test_gradings_agree_on_what_is_relevant(problem):
+    tables = [distance_table(*problem, grading=g) for g in GRADINGS]
+    for table in tables:
+        np.testing.assert_array_equal(table.binary().counts, tables[0].counts)
+
+
+def test_jaccard_gains_are_fractions():
+    labels = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 1, 1]])
+    codes = np.zeros((5, 1), dtype=np.uint8)
+    table = distance_table(codes[:1], codes, labels[:1], labels, grading="jaccard")
+    occurring = table.gains[table.counts[0, 0] > 0]
+    np.testing.assert_allclose(occurring, [0, 1 / 2, 2 / 3, 1])
+    assert metrics.ndcg_at_k(table, 5, "best") == pytest.approx([1.0])
+
+
+@given(problem=problems())
+def test_rank_stable_sorts_by_distance_then_row(problem):
+    query, database, *_ = problem
+    for code in query:
+        expected = sorted(range(len(database)), key=lambda j: (reference.hamming(code, database[j]), j))
+        assert rank_stable(code, database).tolist() == expected
+
+
+@given(problem=problems(max_query=8))
+def test_own_pair_ranks_equal_loop(problem):
+    query, database, *_ = problem
+    own = np.arange(len(query)) % len(database)
+    closer, tied = own_pair_ranks(query, database, own)
+    for i, row in enumerate(own):
+        distances = [reference.hamming(query[i], code) for code in database]
+        assert closer[i] == sum(d < distances[row] for d in distances)
+        assert tied[i] == sum(d == distances[row] for d in distances)
+
+
+def test_collapsed_encoder_on_a_label_sorted_database_scores_chance():
+    labels = np.repeat(np.eye(4, dtype=bool), 25, axis=0)
+    codes = np.zeros((100, 8), dtype=np.uint8)
+    table = distance_table(codes[:1], codes, labels[:1], labels)
+    stable = [bool((labels[0] & labels[row]).any()) for row in rank_stable(codes[0], codes)]
+    assert reference.average_precision(stable) == 1.0
+    assert metrics.mean_average_precision(table) == pytest.approx(
+        metrics.mean_average_precision(table.collapsed()), abs=1e-12
+    )
+    assert metrics.mean_average_precision(table) < 0.3
+
+
+def test_impossible_arguments():
+    codes, labels = np.zeros((3, 8), dtype=np.uint8), np.ones((3, 2), dtype=bool)
+    for call, words in [
+        (lambda: distance_table(codes, codes, labels, labels, grading="label"), "binary, shared, jaccard"),
+        (lambda: distance_table(codes, codes, labels, labels, backend="gpu"), "auto, numpy"),
+        (lambda: distance_table(codes.astype(int), codes, labels, labels), "use codes.pack"),
+        (lambda: distance_table(codes, codes[:, :4], labels, labels), "64 and 32 bits"),
+        (lambda: distance_table(codes, codes, labels[:2], labels), "query labels have shape"),
+        (lambda: distance_table(codes, codes, labels[:, :1], labels), "1 label columns"),
+        (lambda: rank_stable(codes[0, :4], codes), "32 and 64 bits"),
+        (lambda: own_pair_ranks(codes, codes, np.array([0, 1, 3])), "0 to 2"),
+        (lambda: own_pair_ranks(codes, codes, np.array([0])), "3 queries"),
+    ]:
+        with pytest.raises(SettingsError, match=words):
+            call()
+    with pytest.raises(DataError, match="other than 0 and 1"):
+        distance_table(codes, codes, labels * 2, labels)
+    with pytest.raises(DataError, match="database is empty"):
+        distance_table(codes, codes[:0], labels, labels[:0])
