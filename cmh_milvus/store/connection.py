@@ -1,0 +1,233 @@
+"""A connection to Milvus: clear errors, a timeout on every call, a new client after a broken connection."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]
+from pymilvus import MilvusClient, MilvusException
+
+from cmh_milvus.errors import MissingExtra, SettingsError, StoreError
+
+TIMEOUT = 30.0  # seconds, for each call
+CONNECT_TIMEOUT = 10.0  # seconds
+RECONNECT_WAITS = (0.2, 1.0, 3.0)  # seconds before each new client, once a connection has broken
+LITE_LOCK_WAIT = 5.0  # seconds; Milvus Lite's child outlives a killed process by up to 3
+
+LITE_PIN = "milvus-lite==2.5.2rc1"
+_SERVER_SCHEMES = ("http://", "https://", "tcp://", "unix:")
+_LITE_NAME = re.compile(r"[A-Za-z0-9._-]{1,36}")  # Lite's own rule, which it states in a RuntimeError
+
+# pymilvus logs each error with a traceback before it raises it. Without a handler of the application's own, Python
+# would print that beside our message.
+logging.getLogger("pymilvus").addHandler(logging.NullHandler())
+
+
+class ConnectionLost(StoreError):
+    """The connection broke; a new client may work. All calls of the store may be repeated safely."""
+
+
+class Connection:
+    """A client for one URI, made anew when it breaks.
+
+    Args:
+        uri: Path that ends in `.db` (Milvus Lite), or `http://host:19530`.
+        token: Of the server, such as `user:password`.
+        timeout: Seconds, for each call.
+
+    Raises:
+        SettingsError: The URI has an impossible form.
+        StoreError: Nothing answers there, or the file cannot be opened.
+        MissingExtra: Milvus Lite is not installed.
+    """
+
+    def __init__(self, uri: str, token: str | None = None, timeout: float = TIMEOUT) -> None:
+        self.lite_file = lite_file(uri)
+        self.uri = uri if self.lite_file is None else str(self.lite_file)
+        self.timeout = timeout
+        self._token = token or ""
+        self._client: MilvusClient | None = None
+        self._connect()
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of `MilvusClient`, with the timeout; repeat it over a new client if the connection broke.
+
+        Raises:
+            StoreError: Milvus refused, or did not answer.
+        """
+        for wait in (*RECONNECT_WAITS, None):
+            try:
+                if self._client is None:
+                    self._connect()
+                with milvus_errors(self.uri, method):
+                    return getattr(self._client, method)(*args, timeout=self.timeout, **kwargs)
+            except ConnectionLost:
+                self._close(broken=True)
+                if wait is None:
+                    raise
+                time.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Close the client; Milvus Lite's process ends too, unless another client of this process uses the file."""
+        self._close(broken=False)
+
+    def _close(self, *, broken: bool) -> None:
+        if self._client is None:
+            return
+        client, self._client = self._client, None
+        address = client._config.address
+        client.close()
+        if self.lite_file is None:
+            return
+        # MilvusClient never ends Lite's process, nor starts another one when it is dead.
+        servers = _lite_servers()
+        server = getattr(servers, "_servers", {}).get(str(self.lite_file))
+        connections = client._manager.get_stats()["connections"]
+        shared = any(other["address"] == address and other["client_count"] for other in connections)
+        if server is not None and server.uds_path == address and (broken or not shared):
+            servers.release_server(str(self.lite_file))
+
+    def _connect(self) -> None:
+        if self.lite_file is not None:
+            _check_lite_file(self.lite_file)
+        with milvus_errors(self.uri, "connect"):
+            # A connection of its own: pymilvus keeps a broken shared one in its registry.
+            self._client = MilvusClient(self.uri, token=self._token, timeout=CONNECT_TIMEOUT, dedicated=True)
+
+
+def lite_file(uri: str) -> Path | None:
+    """The file that a Milvus Lite URI names, absolute; None for a server's URI.
+
+    Raises:
+        SettingsError: The URI is neither a server's nor a path that ends in `.db`.
+
+    Example:
+        >>> lite_file("http://localhost:19530") is None
+        True
+    """
+    if uri.startswith(_SERVER_SCHEMES):
+        return None
+    if not uri.endswith(".db"):
+        raise SettingsError(
+            f"{uri!r} is neither a server nor a Milvus Lite file: give http://host:19530, or a path that ends in .db"
+        )
+    return Path(uri).expanduser().resolve()
+
+
+@contextmanager
+def milvus_errors(uri: str, action: str) -> Iterator[None]:
+    """Turn what pymilvus raises into `StoreError`: the one place that does."""
+    try:
+        yield
+    except (MilvusException, grpc.RpcError, OSError, RuntimeError) as error:
+        raise _translated(error, uri, action) from error
+
+
+def _translated(error: Exception, uri: str, action: str) -> StoreError:
+    code = error.code() if isinstance(error, grpc.RpcError) else getattr(error, "code", None)
+    message = " ".join(str(getattr(error, "message", "") or error).split())[:400]
+    is_lite = uri.endswith(".db")
+    if "BinaryVector" in message and "MilvusLite" in message:
+        return StoreError(
+            f'Milvus Lite {_lite_version()} has no BINARY_VECTOR fields. Install `pip install "{LITE_PIN}"` '
+            "(2.x .db files only; 3.x folders cannot be reused), or give a server: http://host:19530"
+        )
+    if "milvus-lite is required" in message:
+        return StoreError(
+            f"Milvus Lite {_lite_version()} is installed but cannot be imported "
+            f'({" ".join(str(error.__cause__).split())}). Install `pip install "{LITE_PIN}"`'
+        )
+    if "Open local milvus failed" in message:
+        if _lite_version() >= "3":
+            return StoreError(
+                f"{uri} could not be opened by Milvus Lite {_lite_version()}, which cannot read files of 2.x and has "
+                f'no BINARY_VECTOR fields. Install `pip install "{LITE_PIN}"`, or give a server: http://host:19530'
+            )
+        return StoreError(f"{uri} could not be opened: it is not a Milvus Lite 2 database, or it is damaged")
+    if isinstance(error, OSError):
+        return StoreError(
+            f"{uri} could not be opened ({error.strerror}): Milvus Lite writes beside its file, even to read it, so "
+            "give a file in a folder that you may write to"
+        )
+    if code in (2, grpc.StatusCode.UNAVAILABLE):
+        if action == "connect":
+            return ConnectionLost(
+                f"no Milvus answers at {uri} within {CONNECT_TIMEOUT:g} s: check the address, and that the server runs"
+            )
+        hint = " (a malformed filter can end it too)" if is_lite else ""
+        return ConnectionLost(f"the connection to Milvus at {uri} broke during {action}{hint}: {message}")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return StoreError(f"Milvus at {uri} did not answer {action} in time: {message}")
+    if code == grpc.StatusCode.UNKNOWN and is_lite:
+        return StoreError(
+            f"Milvus Lite failed in {action}, repeatedly ({message}): check the free space on the disk of {uri}, and "
+            "the filter if there is one"
+        )
+    return StoreError(f"Milvus at {uri} refused {action}: {message}")
+
+
+def _check_lite_file(path: Path) -> None:
+    """Refuse what Milvus Lite would refuse with a riddle, and what it would not refuse but should."""
+    if importlib.util.find_spec("milvus_lite") is None:
+        raise MissingExtra(
+            f'{path} is a Milvus Lite file, and Milvus Lite is not installed: `pip install "cmh-milvus[lite]"` '
+            "(Linux and macOS), or give a server: http://host:19530"
+        )
+    if not _LITE_NAME.fullmatch(path.name):
+        raise SettingsError(
+            f"{path.name!r} cannot be the name of a Milvus Lite file: give at most 36 letters, digits, dots, hyphens "
+            "and underscores"
+        )
+    if not path.parent.is_dir():
+        raise StoreError(f"{path} could not be made: the folder {path.parent} does not exist, make it first")
+    if path.is_dir() and _lite_version() < "3":
+        raise StoreError(
+            f"{path} is a folder, maybe a Milvus Lite 3 database, which has no BINARY_VECTOR fields: give another name"
+        )
+    # Lite has a lock of its own, but the process that it refuses deletes the lock file on its way out, and the one
+    # after that gets in beside the first. So look at the lock before Lite does.
+    deadline = time.monotonic() + LITE_LOCK_WAIT
+    while _locked_elsewhere(path):
+        if time.monotonic() > deadline:
+            raise StoreError(
+                f"{path} is open in another process: close that one, or use a Milvus server, which many processes "
+                "may share"
+            )
+        time.sleep(0.1)
+
+
+def _locked_elsewhere(path: Path) -> bool:
+    import fcntl  # not on Windows, where there is no Milvus Lite either
+
+    if str(path) in getattr(_lite_servers(), "_servers", {}):
+        return False  # open in this process; to close a second descriptor would drop this process's lock
+    try:
+        with (path.parent / f".{path.name}.lock").open("r+") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _lite_servers() -> Any:
+    from milvus_lite.server_manager import server_manager_instance
+
+    return server_manager_instance
+
+
+def _lite_version() -> str:
+    try:
+        return importlib.metadata.version("milvus-lite")
+    except importlib.metadata.PackageNotFoundError:
+        return "(unknown)"
