@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmh_milvus import metrics
+from cmh_milvus.codes import from_bytes, hamming_distances, to_bytes
 from cmh_milvus.datasets.base import PairedFeatures, Split
 from cmh_milvus.errors import DataError
 from cmh_milvus.metrics import DistanceTable, Interval
@@ -138,11 +139,52 @@ class EvaluationReport:
         return rows
 
 
-class Ranker(Protocol):
-    """Anything that ranks a whole database by Hamming distance."""
+class RankedKeys(Protocol):
+    """A complete ranking: keys `<item_id>#<modality>`, and their distances in bits, (n,)."""
 
-    def rank_all(self, codes: PackedCodes) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """For each of m packed codes (m, n_bits // 8): database positions and their distances in bits, each (n,)."""
+    @property
+    def pks(self) -> list[str]:
+        """Keys, nearest first."""
+
+    @property
+    def distances(self) -> NDArray[np.uint16]:
+        """Distances, ascending."""
+
+
+class Ranker(Protocol):
+    """Anything that ranks all it holds by Hamming distance: `BruteForceRanker`, `HashCollection`."""
+
+    def rank(self, codes: Sequence[bytes], *, modality: str | None = None) -> Iterator[RankedKeys]:
+        """A ranking of the items of `modality` for each packed code."""
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    pks: list[str]
+    distances: NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class BruteForceRanker:
+    """The oracle: ranks codes in memory by (distance, key).
+
+    Attributes:
+        ids: n item ids.
+        codes: "image" and "text" packed codes, uint8 (n, n_bits // 8).
+    """
+
+    ids: Sequence[str]
+    codes: Mapping[str, PackedCodes]
+
+    def rank(self, codes: Sequence[bytes], *, modality: str | None = None) -> Iterator[_Ranked]:
+        """See `Ranker`."""
+        modalities = [modality] if modality else sorted(self.codes)
+        keys = np.array([f"{item}#{name}" for name in modalities for item in self.ids])
+        database = np.concatenate([self.codes[name] for name in modalities])
+        for code in codes:
+            distances = hamming_distances(from_bytes([code]), database)[0]
+            order = np.lexsort((keys, distances))
+            yield _Ranked(keys[order].tolist(), distances[order])
 
 
 def evaluate_codes(
@@ -240,34 +282,31 @@ def audit_split(data: PairedFeatures, texts: Sequence[str] | None = None) -> lis
     return findings
 
 
-def evaluate_through(
-    rankers: Mapping[str, Ranker], codes: Mapping[str, PackedCodes], data: PairedFeatures
-) -> ThroughCollection:
+def evaluate_through(ranker: Ranker, codes: Mapping[str, PackedCodes], data: PairedFeatures) -> ThroughCollection:
     """Compare rankings through a collection with brute force.
 
     Args:
-        rankers: By modality of the database items; positions are those of `data.split.database`.
+        ranker: Holds the database items; what else it holds is passed over.
         codes: "image" and "text" packed codes of all items.
-        data: Labels and split.
+        data: Ids, labels and split.
     """
     split, labels = data.split, require_labels(data)
+    database_labels = labels[split.database].astype(np.float32)
     difference, missing, wrong = 0.0, 0, 0
     for one, other in DIRECTIONS.values():
         query_codes = codes[one][split.query]
         exact = distance_table(
-            query_codes,
-            codes[other][split.database],
-            labels[split.query],
-            labels[split.database],
-            grading="binary",
+            query_codes, codes[other][split.database], labels[split.query], labels[split.database], grading="binary"
         )
+        position = {f"{data.ids[row]}#{other}": i for i, row in enumerate(split.database)}
         counts = np.zeros(exact.counts.shape, dtype=np.uint32)
         unranked = np.zeros((len(query_codes), 2), dtype=np.uint32)
-        database_labels = labels[split.database].T.astype(np.float32)
-        for i, (positions, distances) in enumerate(rankers[other].rank_all(query_codes)):
-            relevant = labels[split.query[i]].astype(np.float32) @ database_labels > 0  # (n_database,)
-            np.add.at(counts[i], (distances, relevant[positions].astype(int)), 1)
-            unranked[i] = np.bincount(np.delete(relevant, positions), minlength=2)
+        for i, ranking in enumerate(ranker.rank(to_bytes(query_codes), modality=other)):
+            relevant = (database_labels @ labels[split.query[i]].astype(np.float32) > 0).astype(int)  # (n_database,)
+            places = np.array([position.get(pk, -1) for pk in ranking.pks], dtype=np.int64)
+            found = places >= 0
+            np.add.at(counts[i], (ranking.distances[found], relevant[places[found]]), 1)
+            unranked[i] = np.bincount(np.delete(relevant, places[found]), minlength=2)
         served = DistanceTable(counts, exact.gains, unranked)
         gap = metrics.mean_average_precision(served) - metrics.mean_average_precision(exact)
         difference = max(difference, abs(gap))

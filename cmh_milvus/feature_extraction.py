@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from cmh_milvus.datasets.base import PairedDataset, PairedFeatures, Split
-from cmh_milvus.encoders.backbones import Backbone, backbone_key
+from cmh_milvus.encoders.backbones import BagOfWords, Backbone, backbone_key, load_backbone
+from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.feature_cache import FeatureCache, extract_features
 from cmh_milvus.errors import DataError
 
@@ -75,3 +77,21 @@ def extract_pairs(
         fingerprint=hashlib.sha256((dataset.fingerprint() + keys).encode() + kept.tobytes()).hexdigest(),
     )
     return Extracted(features, failures)
+
+
+def load_backbones(
+    image: str | Mapping[str, Any], text: str | Mapping[str, Any], device: str, train_texts: Iterable[str] = ()
+) -> tuple[Backbone, Backbone]:
+    """Both backbones, by name or description.
+
+    Args:
+        image: As `load_backbone` takes it.
+        text: Likewise; a bag of words without a vocabulary takes that of `train_texts`.
+        device: Where to compute: "auto", "cpu", "cuda", ...
+        train_texts: Texts of the train rows.
+    """
+    chosen = str(resolve_device(device))
+    text_backbone = load_backbone(text, "text", chosen)
+    if isinstance(text_backbone, BagOfWords) and not text_backbone.dim:
+        text_backbone.fit(train_texts)
+    return load_backbone(image, "image", chosen), text_backbone

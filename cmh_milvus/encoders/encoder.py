@@ -50,18 +50,19 @@ class Tower:
     Attributes:
         backbone_config: What `load_backbone` makes the backbone of.
         head: The trained head, in eval mode.
+        loaded: The backbone by device, once it is loaded.
     """
 
     backbone_config: Mapping[str, Any]
     head: HashHead
-    _loaded: dict[str, Backbone] = field(default_factory=dict, repr=False)
+    loaded: dict[str, Backbone] = field(default_factory=dict, repr=False)
 
     def backbone(self, modality: Modality, device: torch.device) -> Backbone:
         """The backbone on `device`."""
         key = str(device)
-        if key not in self._loaded:
-            self._loaded[key] = load_backbone(self.backbone_config, modality, key)
-        return self._loaded[key]
+        if key not in self.loaded:
+            self.loaded[key] = load_backbone(self.backbone_config, modality, key)
+        return self.loaded[key]
 
 
 class CrossModalHashEncoder:
@@ -102,6 +103,17 @@ class CrossModalHashEncoder:
     def backbone(self, modality: Modality) -> Backbone:
         """The backbone of a modality, loaded."""
         return self.towers[modality].backbone(modality, self.device)
+
+    def use_backbone(self, modality: Modality, backbone: Backbone) -> None:
+        """Use a backbone that is loaded already.
+
+        Raises:
+            SettingsError: It is not the one that the tower was trained on.
+        """
+        tower = self.towers[modality]
+        if backbone.config() != dict(tower.backbone_config):
+            raise SettingsError(f"the {modality} tower was trained on features of another backbone or revision")
+        tower.loaded[str(self.device)] = backbone
 
     def encode_images(self, images: Sequence[PictureSource]) -> NDArray[np.float32]:
         """Relaxed codes of pictures.

@@ -1,0 +1,488 @@
+"""The commands. Each reads its options, calls the library, and prints; none computes anything itself."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cmh_milvus.cli.output import FORMATS, print_rows, progress_bar, say, write_failures
+from cmh_milvus.errors import CmhError, DataError, SettingsError
+
+if TYPE_CHECKING:
+    from cmh_milvus.datasets.base import Item, PairedDataset, PairedFeatures, Split
+    from cmh_milvus.encoders.encoder import CrossModalHashEncoder
+    from cmh_milvus.store import Hit, Row
+
+EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130
+EXIT_CODES = """\b
+Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but some items failed (they are listed in a failures file);
+4 refused (another encoder's collection, an unsafe file); 5 a quality gate was missed; 130 interrupted (run the same
+command again to go on)."""
+
+
+class _Group(click.Group):
+    """The one place where errors become text and exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CmhError as error:
+            shown = click.ClickException(str(error))
+            shown.exit_code = error.exit_code
+            raise shown from error
+        except (KeyboardInterrupt, click.Abort):
+            say("interrupted: run the same command again to go on where it stopped")
+            ctx.exit(EXIT_INTERRUPTED)
+
+
+@click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="cmh-milvus")
+@click.option("-v", "--verbose", is_flag=True, help="Log what the library does to stderr.")
+def cli(verbose: bool) -> None:
+    """Learned binary codes that pictures and texts share, served from Milvus.
+
+    Learn codes on your own picture-text pairs (train), store them (ingest), search by text or picture (query), and
+    measure what they are worth (evaluate). `cmh-milvus demo` shows all of it on data that come with the package.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(levelname)s: %(message)s"
+    )
+
+
+def _options(*decorators: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda command: functools.reduce(lambda wrapped, option: option(wrapped), reversed(decorators), command)
+
+
+source_argument = click.argument("source")
+column_options = _options(
+    click.option("--id-column", help="Column of the items' ids."),
+    click.option("--image-column", help="Column of the pictures' paths."),
+    click.option("--text-column", help="Column of the texts."),
+    click.option("--label-column", help="Column of the labels."),
+    click.option("--label-separator", default=",", show_default=True, help="Between the labels of one cell."),
+)
+model_option = click.option(
+    "-m", "--model", required=True, envvar="CMH_MODEL", help="Folder of the encoder.", show_envvar=True
+)
+store_options = _options(
+    click.option(
+        "--uri",
+        default="./cmh-milvus.db",
+        envvar="MILVUS_URI",
+        show_default=True,
+        show_envvar=True,
+        help="A file ending in .db (embedded Milvus Lite) or a server's address, such as http://localhost:19530.",
+    ),
+    click.option("--token", envvar="MILVUS_TOKEN", show_envvar=True, help="Of a server that asks for one."),
+    click.option("-c", "--collection", default="items", show_default=True, help="Name of the collection."),
+)
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+cache_option = click.option(
+    "--cache", type=click.Path(path_type=Path, file_okay=False), help="Folder that keeps backbone features."
+)
+format_option = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(FORMATS),
+    help="Of the results.  [default: table on a terminal, JSON lines otherwise]",
+)
+
+
+@cli.command()
+@source_argument
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the encoder.")
+@click.option("--method", help="How to learn; see `cmh-milvus methods`.  [default: duet]")
+@click.option("--bits", default=64, show_default=True, help="Code length, a multiple of 8.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the method; repeatable.")
+@click.option("--image-backbone", default="clip", show_default=True, help="See `cmh-milvus methods`.")
+@click.option("--text-backbone", default="clip", show_default=True, help="See `cmh-milvus methods`.")
+@click.option("--queries", default=0.1, show_default=True, help="Share of pairs held out for `evaluate`.")
+@click.option("--validation", default=0.1, show_default=True, help="Share of the rest that chooses the epoch.")
+@click.option("--patience", default=0, help="Stop after so many looks at the validation rows without gain.")
+@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@column_options
+@device_option
+@cache_option
+@format_option
+def train(
+    source: str,
+    output: Path,
+    method: str | None,
+    bits: int,
+    settings: Sequence[str],
+    image_backbone: str,
+    text_backbone: str,
+    queries: float,
+    validation: float,
+    patience: int,
+    seed: int,
+    device: str,
+    cache: Path | None,
+    output_format: str | None,
+    **columns: str,
+) -> None:
+    """Learn an encoder on SOURCE and write it to a folder.
+
+    SOURCE is a folder of pictures (with a .txt of the same name beside each), a CSV, TSV, JSONL or Parquet file with
+    a row a pair, an .npz of features, or `emoji` (pairs that come with the package).
+
+    An interrupted run leaves OUTPUT.checkpoint; the same command goes on from there.
+
+    \b
+    Examples:
+      cmh-milvus train products.csv --label-column category -o products-64
+      cmh-milvus train photos/ --image-backbone efficientnet-lite2 --text-backbone all-minilm-l6-v2 -o photos-64
+    """
+    from cmh_milvus.codes import check_n_bits
+    from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower
+    from cmh_milvus.methods import DEFAULT_METHOD, get_method, make_config
+    from cmh_milvus.training import TrainingSettings
+    from cmh_milvus.training import train as train_heads
+
+    check_n_bits(bits)
+    changed = _settings(settings)
+    make_config(get_method(method or DEFAULT_METHOD), changed)
+    data, configs, failures = _training_features(
+        source, columns, (image_backbone, text_backbone), queries, validation, seed, device, cache
+    )
+    wanted = TrainingSettings(method or DEFAULT_METHOD, bits, changed, seed=seed, device=device, patience=patience)
+    with progress_bar("training") as progress:
+        trained = train_heads(data, wanted, checkpoint=output.with_suffix(".checkpoint"), progress=progress)
+    record = trained.record
+    record["split"] = {
+        "query": [data.ids[row] for row in data.split.query],
+        "validation": [data.ids[row] for row in data.split.validation],
+    }
+    encoder = CrossModalHashEncoder(
+        Tower(configs[0], trained.image_head), Tower(configs[1], trained.text_head), device="cpu"
+    )
+    encoder.save_pretrained(output, training=record)
+    failures_file = output.with_name(f"{output.name}.failures.jsonl")
+    write_failures(failures_file, failures)
+    row = {
+        "encoder": str(output),
+        "method": record["method"],
+        "n_bits": bits,
+        "train": record["data"]["n_train"],
+        "validation": record["data"]["n_validation"],
+        "epochs": record["chosen_epoch"],
+        "seconds": record["seconds"],
+        "fingerprint": encoder.fingerprint[:12],
+    }
+    print_rows([row], output_format)
+    _end(failures, failures_file)
+
+
+@cli.command()
+@source_argument
+@model_option
+@store_options
+@click.option("--field", "fields", multiple=True, help="A further column to store; repeatable.")
+@column_options
+@device_option
+@cache_option
+@click.option("--failures", "failures_path", type=click.Path(path_type=Path), help="File that lists bad items.")
+@format_option
+def ingest(
+    source: str,
+    model: str,
+    uri: str,
+    token: str | None,
+    collection: str,
+    fields: Sequence[str],
+    device: str,
+    cache: Path | None,
+    failures_path: Path | None,
+    output_format: str | None,
+    **columns: str,
+) -> None:
+    """Encode SOURCE and store the codes in a Milvus collection.
+
+    SOURCE is as for `train`, or `-` for JSON lines on stdin; items may lack the picture or the text. A run that was
+    interrupted goes on where it stopped, and what is stored already is not encoded again. Items that cannot be used
+    are listed in the failures file; they do not end the run.
+
+    \b
+    Examples:
+      cmh-milvus ingest products.csv -m products-64 --uri ./products.db
+      cmh-milvus ingest photos/ -m photos-64 --uri http://localhost:19530 -c photos
+    """
+    from cmh_milvus.encoders.encoder import CrossModalHashEncoder
+    from cmh_milvus.ingestion import ingest_items
+    from cmh_milvus.datasets.files import read_items
+    from cmh_milvus.encoders.feature_cache import FeatureCache
+    from cmh_milvus.store import HashCollection, manifest_path
+
+    encoder = CrossModalHashEncoder.from_pretrained(model, device=device)
+    failures: list[tuple[str, str]] = []
+    items = _items(source, columns, failures)
+    manifest_file = manifest_path(uri, collection)
+    with (
+        HashCollection.open_or_create(uri, collection, encoder, token=token) as target,
+        progress_bar("ingesting") as progress,
+    ):
+        report = ingest_items(
+            target,
+            items,
+            encoder,
+            manifest=manifest_file,
+            cache=None if cache is None else FeatureCache(cache),
+            fields=fields,
+            progress=progress,
+        )
+        stored = target.count()
+    failures += report.failures
+    failures_file = failures_path or manifest_file.with_name(
+        manifest_file.name.replace(".manifest.jsonl", ".failures.jsonl")
+    )
+    write_failures(failures_file, failures)
+    row = {
+        "collection": collection,
+        "uri": uri,
+        "ingested": report.sent,
+        "already there": report.skipped,
+        "failed": len(failures),
+        "rows": stored,
+    }
+    print_rows([row], output_format)
+    _end(failures, failures_file)
+
+
+@cli.command()
+@model_option
+@store_options
+@click.option("-t", "--text", "texts", multiple=True, help="Text to look for; repeatable; `-` reads lines from stdin.")
+@click.option("-i", "--image", "images", multiple=True, help="Picture to look for; repeatable.")
+@click.option("-n", "--top", type=click.IntRange(1, 16_384), help="Number of hits.  [default: 10]")
+@click.option("-r", "--radius", type=int, help="All hits within so many bits, in place of the nearest.")
+@click.option(
+    "--find",
+    type=click.Choice(["image", "text", "both"]),
+    help="What to look among.  [default: pictures for a text, texts for a picture]",
+)
+@click.option("--filter", "filter_expression", help="Milvus filter, such as 'split == \"database\"'.")
+@click.option("--field", "fields", multiple=True, help="Stored column to show; repeatable.  [default: text and uri]")
+@device_option
+@format_option
+def query(
+    model: str,
+    uri: str,
+    token: str | None,
+    collection: str,
+    texts: Sequence[str],
+    images: Sequence[str],
+    top: int | None,
+    radius: int | None,
+    find: str | None,
+    filter_expression: str | None,
+    fields: Sequence[str],
+    device: str,
+    output_format: str | None,
+) -> None:
+    """Search a collection by text or picture.
+
+    The nearest codes by Hamming distance, ties by key; with --radius every code within so many bits.
+
+    \b
+    Examples:
+      cmh-milvus query -m products-64 --uri ./products.db --text "red leather shoe"
+      cmh-milvus query -m photos-64 --image cat.jpg --find both --radius 12 --format jsonl | head
+    """
+    from cmh_milvus.embedding import CrossModalHashEmbeddingFunction
+    from cmh_milvus.encoders.encoder import CrossModalHashEncoder
+    from cmh_milvus.store import HashCollection
+
+    if not texts and not images:
+        raise click.UsageError("give --text or --image, or both")
+    if top is not None and radius is not None:
+        raise click.UsageError("--top and --radius exclude each other: the nearest, or all within a radius")
+    if list(texts) == ["-"]:
+        texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    encoder = CrossModalHashEncoder.from_pretrained(model, device=device)
+    shown = list(fields) or ["text", "uri"]
+    rows: list[dict[str, Any]] = []
+    with HashCollection.open(uri, collection, encoder, token=token) as target:
+        ef = CrossModalHashEmbeddingFunction(encoder)
+        for asked, codes, other in (
+            (texts, ef.encode_texts(list(texts)), "image"),
+            (images, ef.encode_images([Path(image) for image in images]), "text"),
+        ):
+            if not asked:
+                continue
+            modality = {None: other, "both": None}.get(find, find)
+            if radius is None:
+                found = target.search(
+                    codes, limit=top or 10, modality=modality, filter=filter_expression, output_fields=shown
+                )
+            else:
+                found = target.lookup(
+                    codes, radius, modality=modality, filter=filter_expression, output_fields=shown
+                )
+            for question, hits in zip(asked, found, strict=True):
+                rows += [_hit_row(question, rank, hit, shown) for rank, hit in enumerate(hits, start=1)]
+    if not rows:
+        say("nothing found")
+    print_rows(rows, output_format)
+
+
+def _hit_row(question: str, rank: int, hit: Hit, shown: Sequence[str]) -> dict[str, Any]:
+    row = {"query": question, "rank": rank, "distance": hit.distance, "item": hit.item_id, "modality": hit.modality}
+    return row | {name: hit.fields.get(name) for name in shown}
+
+
+@cli.command()
+@source_argument
+@click.option("-m", "--model", "models", multiple=True, required=True, help="Folder of an encoder; repeatable.")
+@click.option("--baselines/--no-baselines", default=True, show_default=True, help="Train the baselines beside it.")
+@click.option("--uri", envvar="MILVUS_URI", show_envvar=True, help="Measure through the collection there as well.")
+@click.option("--token", envvar="MILVUS_TOKEN", show_envvar=True, help="Of a server that asks for one.")
+@click.option("-c", "--collection", default="items", show_default=True, help="Name of the collection.")
+@click.option("--report", "page", type=click.Path(path_type=Path), help="HTML page to write.")
+@click.option("--queries", default=0.1, show_default=True, help="Share of queries, if neither model nor data say.")
+@column_options
+@device_option
+@cache_option
+@format_option
+def evaluate(
+    source: str,
+    models: Sequence[str],
+    baselines: bool,
+    uri: str | None,
+    token: str | None,
+    collection: str,
+    page: Path | None,
+    queries: float,
+    device: str,
+    cache: Path | None,
+    output_format: str | None,
+    **columns: str,
+) -> None:
+    """Measure encoders on the held-out queries of SOURCE.
+
+    SOURCE needs labels: relevant is what shares one with the query. The queries are those that `train` held out.
+    Figures go to stdout, to evaluation.json in the (first) encoder's folder, and to the page of --report. With --uri
+    the same rankings are read through the collection and compared with brute force.
+
+    \b
+    Example:
+      cmh-milvus evaluate products.csv --label-column category -m products-64 --report products.html
+    """
+    from cmh_milvus.encoders.encoder import CrossModalHashEncoder, write_json
+    from cmh_milvus.measuring import measure
+    from cmh_milvus.store import HashCollection
+
+    encoders = [CrossModalHashEncoder.from_pretrained(model, device=device) for model in models]
+    raise NotImplementedError
+
+
+@cli.command()
+@format_option
+def methods(output_format: str | None) -> None:
+    """List the methods of learning codes, and the backbones."""
+    from cmh_milvus.methods import get_method, list_methods
+
+    rows = []
+    for name in list_methods():
+        method = get_method(name)
+        rows.append(
+            {
+                "method": name,
+                "learns from": method.supervision,
+                "title": method.citation.title,
+                "published": f"{method.citation.venue} {method.citation.year}",
+                "settings": ", ".join(f"{key}={value}" for key, value in asdict(method.Config()).items()),
+            }
+        )
+    print_rows(rows, output_format, "methods")
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--uri", envvar="MILVUS_URI", show_envvar=True, help="Of a Milvus, to show a collection there.")
+@click.option("--token", envvar="MILVUS_TOKEN", show_envvar=True, help="Of a server that asks for one.")
+@click.option("-c", "--collection", default="items", show_default=True, help="Name of the collection.")
+@format_option
+def info(model: str | None, uri: str | None, token: str | None, collection: str, output_format: str | None) -> None:
+    """Show an encoder's folder, or a collection.
+
+    \b
+    Examples:
+      cmh-milvus info products-64
+      cmh-milvus info --uri ./products.db -c items
+    """
+    if (model is None) == (uri is None):
+        raise click.UsageError("give an encoder's folder, or --uri of a Milvus; not both")
+    facts: dict[str, Any]
+    if model is not None:
+        from cmh_milvus.encoders.encoder import CrossModalHashEncoder, read_json
+
+        encoder = CrossModalHashEncoder.from_pretrained(model, device="cpu")
+        facts = {"encoder": model, "n_bits": encoder.n_bits, "fingerprint": encoder.fingerprint}
+        for modality, tower in encoder.towers.items():
+            facts[f"{modality} backbone"] = f"{tower.backbone_config['name']} @ {tower.backbone_config['revision']}"
+        if (Path(model) / "training.json").exists():
+            training = read_json(Path(model) / "training.json")
+            facts |= {key: training[key] for key in ("method", "seed", "chosen_epoch", "seconds")}
+            facts["data"] = training["data"]["name"]
+        if (Path(model) / "evaluation.json").exists():
+            report = read_json(Path(model) / "evaluation.json")
+            for direction, measured in report["results"][0]["directions"].items():
+                facts |= {f"{k} {direction}": v["mean"] for k, v in measured["estimates"].items()}
+    else:
+        from cmh_milvus.store import HashCollection
+
+        assert uri is not None
+        with HashCollection.open(uri, collection, token=token) as opened:
+            facts = {
+                "collection": collection,
+                "uri": uri,
+                "n_bits": opened.n_bits,
+                "fingerprint": opened.fingerprint,
+                "index": opened.index,
+                "pictures": opened.count(modality="image"),
+                "texts": opened.count(modality="text"),
+            }
+    print_rows([{"what": key, "value": value} for key, value in facts.items()], output_format)
+
+
+@cli.command()
+@click.option(
+    "-o",
+    "--output",
+    default="demo-output",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the encoder, the database and the page.",
+)
+def demo(output: Path) -> None:
+    """Train, ingest, search and measure on the emoji that come with the package; ends with an HTML page."""
+    from cmh_milvus.demo import run_demo
+
+    page = run_demo(output, say)
+    click.echo(str(page))
+
+
+def _end(failures: Sequence[tuple[str, str]], failures_file: Path) -> None:
+    """Exit with 3 where items failed, and say where they are listed."""
+    if failures:
+        item, reason = failures[0]
+        say(f"{len(failures)} items failed, listed in {failures_file}; the first: {item}: {reason}")
+        click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, str]:
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name:
+            raise SettingsError(f"--set takes NAME=VALUE, got {pair!r}")
+        settings[name] = value
+    return settings

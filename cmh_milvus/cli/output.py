@@ -1,0 +1,134 @@
+"""How the command line speaks: results on stdout in the format asked for, all else on stderr."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+FORMATS = ("table", "json", "jsonl", "csv", "html")
+LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal
+
+Row = Mapping[str, Any]
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    click.echo(text, err=True)
+
+
+def print_rows(rows: Sequence[Row], output_format: str | None, title: str = "") -> None:
+    """Print results on stdout.
+
+    Args:
+        rows: Flat rows with equal keys.
+        output_format: One of `FORMATS`; None means a table on a terminal, JSON lines otherwise.
+        title: Of the table.
+    """
+    chosen = output_format or ("table" if sys.stdout.isatty() else "jsonl")
+    {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv, "html": _html}[chosen](rows, title)
+
+
+def _table(rows: Sequence[Row], title: str) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = list(rows[0]) if rows else []
+    table = Table(title=title or None, box=box.SIMPLE_HEAD)
+    for column in columns:
+        number = all(isinstance(row[column], (int, float)) for row in rows)
+        table.add_column(Text(column), justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(row[column])) for column in columns))
+    Console(file=sys.stdout).print(table)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else _flat(value)
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _json(rows: Sequence[Row], title: str) -> None:
+    click.echo(json.dumps(list(rows), ensure_ascii=False, indent=2))
+
+
+def _jsonl(rows: Sequence[Row], title: str) -> None:
+    for row in rows:
+        click.echo(json.dumps(row, ensure_ascii=False))
+
+
+def _csv(rows: Sequence[Row], title: str) -> None:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _flat(value) for key, value in row.items()} for row in rows)
+    click.echo(buffer.getvalue(), nl=False)
+
+
+def _html(rows: Sequence[Row], title: str) -> None:
+    head = "".join(f"<th>{html.escape(key)}</th>" for key in (rows[0] if rows else ()))
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row.values()) + "</tr>" for row in rows
+    )
+    click.echo(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[..., None]]:
+    """A bar on stderr where that is a terminal, a line every few seconds otherwise.
+
+    Args:
+        what: Is being done.
+
+    Yields:
+        A function of (done, total, note="").
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bar:
+            task = bar.add_task(what, total=None, note="")
+            yield lambda done, total, note="": bar.update(task, completed=done, total=total, note=note)
+        return
+    last = time.monotonic()
+
+    def line(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_EVERY:
+            last = time.monotonic()
+            say(f"{what}: {done} of {total} {note}".rstrip())
+
+    yield line
+
+
+def write_failures(path: Path, failures: Sequence[tuple[str, str]]) -> None:
+    """List what could not be used, one JSON object a line; no failures, no file.
+
+    Args:
+        path: Of the failures file.
+        failures: (item id, reason).
+    """
+    if not failures:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps({"id": item, "reason": reason}, ensure_ascii=False) for item, reason in failures)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")

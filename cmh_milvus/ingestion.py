@@ -1,0 +1,164 @@
+"""From items to stored codes: reads, encodes and stores, resumably; one bad item never ends the job."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cmh_milvus.codes import to_bytes
+from cmh_milvus.datasets.base import Item
+from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Modality
+from cmh_milvus.encoders.feature_cache import FeatureCache, extract_features
+from cmh_milvus.errors import DataError, PictureError
+from cmh_milvus.pictures import read_picture_bytes
+from cmh_milvus.store import HashCollection, Manifest, Row, content_hash, ingest
+
+ITEMS_AT_ONCE = 128  # encoded, sent and acknowledged together; what a killed job does again at most
+
+
+@dataclass
+class ItemsReport:
+    """What an ingest of items did.
+
+    Attributes:
+        sent: Rows encoded and stored.
+        skipped: Rows that were stored already, made from the same content.
+        failures: (item id, reason).
+    """
+
+    sent: int = 0
+    skipped: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A row that is still to be encoded."""
+
+    item_id: str
+    source: bytes | str
+    fields: dict[str, Any]
+    content_hash: str
+
+
+def ingest_items(
+    collection: HashCollection,
+    items: Iterable[Item],
+    encoder: CrossModalHashEncoder,
+    *,
+    manifest: Path | None = None,
+    cache: FeatureCache | None = None,
+    fields: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> ItemsReport:
+    """Encode items and store their codes: a row for each picture and each text.
+
+    With a manifest the job can be killed at any moment and run again: what is stored already is not encoded again.
+
+    Args:
+        collection: Open, of this encoder.
+        items: Read lazily.
+        encoder: Makes the codes.
+        manifest: File that keeps what has been stored (`store.manifest_path` gives its usual place).
+        cache: Where backbone features are looked up and kept.
+        fields: Names of the items' further fields to store, beside `caption`, `uri` and `labels`.
+        progress: Called with the number of items that are done.
+
+    Raises:
+        EncoderMismatch: The collection holds codes of another encoder.
+        StoreError: Milvus refused, or did not answer.
+    """
+    collection.check_encoder(encoder)
+    report = ItemsReport()
+    with nullcontext() if manifest is None else Manifest(manifest, collection) as written:
+
+        def batches() -> Iterator[list[Row]]:
+            done = 0
+            for some in _chunks(items):
+                rows: list[Row] = []
+                for modality in ("image", "text"):
+                    pending = _pending(some, modality, fields, written, report)
+                    rows += _encoded(pending, modality, encoder, collection, cache, report)
+                yield rows
+                done += len(some)
+                if progress is not None:
+                    progress(done)
+
+        report.sent = ingest(collection, batches(), written).upserted
+    return report
+
+
+def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    some: list[Item] = []
+    for item in items:
+        some.append(item)
+        if len(some) == ITEMS_AT_ONCE:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def _pending(
+    items: Sequence[Item], modality: Modality, names: Sequence[str], manifest: Manifest | None, report: ItemsReport
+) -> list[_Pending]:
+    """The rows of a modality that the manifest does not have."""
+    pending = []
+    for item in items:
+        part = item.image if modality == "image" else item.text
+        if part is None:
+            continue
+        try:
+            source = read_picture_bytes(part) if isinstance(part, Path) else part
+        except PictureError as error:
+            report.failures.append((item.id, str(error)))
+            continue
+        fields = _fields(item, names)
+        made_of = content_hash(source, json.dumps(fields, sort_keys=True, default=str))
+        if manifest is not None and manifest.done(f"{item.id}#{modality}", made_of):
+            report.skipped += 1
+        else:
+            pending.append(_Pending(item.id, source, fields, made_of))
+    return pending
+
+
+def _fields(item: Item, names: Sequence[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: item.fields[name] for name in names if item.fields.get(name) is not None}
+    if item.text is not None:
+        fields["caption"] = item.text
+    if item.image is not None:
+        fields["uri"] = str(item.image)
+    if item.labels:
+        fields["labels"] = list(item.labels)
+    return fields
+
+
+def _encoded(
+    pending: Sequence[_Pending],
+    modality: Modality,
+    encoder: CrossModalHashEncoder,
+    collection: HashCollection,
+    cache: FeatureCache | None,
+    report: ItemsReport,
+) -> list[Row]:
+    """Rows of what could be encoded and can be stored; the rest goes to the report."""
+    if not pending:
+        return []
+    extracted = extract_features(encoder.backbone(modality), [one.source for one in pending], cache)
+    report.failures += [(pending[row].item_id, reason) for row, reason in extracted.failures]
+    codes = to_bytes(encoder.packed_codes(modality, extracted.features))
+    rows = []
+    for number, code in zip(extracted.rows, codes, strict=True):
+        one = pending[number]
+        row = Row(one.item_id, modality, code, one.fields, one.content_hash)
+        try:
+            collection.check_row(row)
+        except DataError as error:
+            report.failures.append((one.item_id, str(error)))
+        else:
+            rows.append(row)
+    return rows
