@@ -18,20 +18,24 @@ S         similarity              (b, n)   made from labels batch by batch; noth
 Algorithm (paper, Algorithm 1): an epoch is a pass over images with G fixed, a pass over texts with F fixed, then B.
 A batch writes its fresh rows into the buffer and steps on its share of J, divided by (b n) as the authors' code does.
 
-Departures:
-- The paper trains CNN-F from pixels. Here the image net is an MLP on backbone features (one hidden layer, as the text
-  net has); its width, the learning rate and the number of epochs are set for features. The paper's text width is
-  8192, its rate falls from 10^-1.5 over 500 epochs.
-- Adam in place of plain SGD: with the summed balance term plain SGD at the paper's rate stalls at chance on features,
-  as users of the authors' code report for data sets other than MIRFLICKR.
+Departures (paper's values in brackets):
+- The paper trains CNN-F from pixels. Here each net is an MLP on backbone features, with one hidden layer [text: 8192]
+  and, because features are overfitted within a few epochs, batch normalisation and dropout.
+- gamma is 10 and eta 1e-3 [both 1]. The balance term sees F through a buffer that is an epoch old; at eta = 1 nets
+  that learn in few epochs chase it back and forth and never leave chance (validation MAP .18 on the emoji pairs
+  against .84). At gamma = 10 the codes come near to what the likelihood asks for: one code a label combination.
+- Adam, 3e-3 falling linearly to a thirtieth, 60 epochs [plain SGD, 10^-1.5 falling to 10^-6 over 500 epochs].
 - Order and start as in the authors' TensorFlow code (images first, F, G ~ N(0, 1)); their MATLAB code starts at zero.
-- softplus in place of log(1 + exp), and sign(0) = +1.
+  An epoch visits each row once; the authors draw each batch from a fresh permutation.
+- softplus in place of log(1 + exp), which overflows; sign(0) = +1; the epoch is chosen on validation rows, where
+  widely used ports choose it on the test queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -47,31 +51,52 @@ class Config:
     """Settings; in brackets the paper's where it differs.
 
     Attributes:
-        gamma: Weight of the quantisation term.
-        eta: Weight of the bit balance term.
+        gamma: Weight of the quantisation term [1].
+        eta: Weight of the bit balance term [1].
         hidden: Width of each net's hidden layer [text 8192, image CNN-F].
+        dropout: On the hidden layer [0].
+        input_dropout: On the scaled features [0].
         learning_rate: At the start; it falls linearly to a thirtieth [10^-1.5 to 10^-6].
         batch_size: Pairs a batch.
         epochs: Image and text passes [500].
     """
 
-    gamma: float = 1.0
-    eta: float = 1.0
+    gamma: float = 10.0
+    eta: float = 1e-3
     hidden: int = 1024
-    learning_rate: float = 3e-4
+    dropout: float = 0.5
+    input_dropout: float = 0.2
+    learning_rate: float = 3e-3
     batch_size: int = 128
     epochs: int = 60
 
 
 def label_similarity(labels: Tensor, others: Tensor) -> Tensor:
     """S: 1.0 where two rows share a label, else 0.0; (b, n_labels), (n, n_labels) -> (b, n)."""
-    return (labels @ others.T > 0).to(labels.dtype)
+    return (labels @ others.T).clamp_(max=1)
 
 
-def negative_log_likelihood(activations: Tensor, buffer: Tensor, similarity: Tensor) -> Tensor:
-    """Likelihood term of J for the batch rows: (b, K), (n, K), (b, n) -> scalar sum."""
-    theta = 0.5 * activations @ buffer.T  # (b, n)
-    return (F.softplus(theta) - similarity * theta).sum()
+class NegativeLogLikelihood(torch.autograd.Function):
+    """Likelihood term of J for the batch rows: (b, K), (n, K), (b, n) -> scalar sum, with the paper's gradient.
+
+    dJ/df_i = 1/2 sum_j (sigmoid(Theta_ij) - S_ij) G_j (eq. 3): one (b, n) matrix is kept where autograd keeps five.
+    The second argument, the buffer, is fixed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, activations: Tensor, buffer: Tensor, similarity: Tensor) -> Tensor:
+        """sum_ij ( log(1 + e^Theta_ij) - S_ij Theta_ij )."""
+        theta = (0.5 * activations) @ buffer.T  # (b, n)
+        value = F.softplus(theta).sum() - torch.dot(theta.flatten(), similarity.flatten())
+        residual = theta.sigmoid_().sub_(similarity)  # (b, n)
+        ctx.save_for_backward(residual @ buffer)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """Eq. 3, times the gradient that comes in."""
+        (direction,) = ctx.saved_tensors
+        return 0.5 * gradients[0] * direction, None, None
 
 
 def quantization(activations: Tensor, codes: Tensor) -> Tensor:
@@ -106,8 +131,20 @@ class DCMH(Method):
 
     def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
         super().__init__(train, n_bits, config)
-        self.image_head = HashHead(HashHeadConfig(train.image.shape[1], n_bits, (config.hidden,)))
-        self.text_head = HashHead(HashHeadConfig(train.text.shape[1], n_bits, (config.hidden,)))
+        heads = [
+            HashHead(
+                HashHeadConfig(
+                    in_dim=features.shape[1],
+                    n_bits=n_bits,
+                    hidden=(config.hidden,),
+                    batch_norm=True,
+                    dropout=config.dropout,
+                    input_dropout=config.input_dropout,
+                )
+            )
+            for features in (train.image, train.text)
+        ]
+        self.image_head, self.text_head = heads
         self.image_head.scaling.fit(train.image)
         self.text_head.scaling.fit(train.text)
         shape, device = (len(train), n_bits), train.image.device
@@ -148,7 +185,7 @@ class DCMH(Method):
         yield Step(
             phase,
             {
-                "likelihood": scale * negative_log_likelihood(activations, other, similarity),
+                "likelihood": scale * NegativeLogLikelihood.apply(activations, other, similarity),
                 "quantization": scale * self.config.gamma * quantization(activations, self.code_buffer[batch.index]),
                 "balance": scale * self.config.eta * bit_balance(activations, rest),
             },
