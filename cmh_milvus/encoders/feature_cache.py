@@ -184,7 +184,7 @@ def extract_features(
     contents: list[bytes] = []
     for row, source in enumerate(sources):
         try:
-            contents.append(_content(backbone, source))
+            contents.append(content_digest(backbone, source))
             rows.append(row)
         except (PictureError, DataError) as error:
             failures[row] = str(error)
@@ -238,7 +238,14 @@ def extract_features(
     return Extracted(features[found], np.array(rows, dtype=np.int64)[found], sorted(failures.items()))
 
 
-def _content(backbone: Backbone, source: Source) -> bytes:
+def content_digest(backbone: Backbone, source: Source) -> bytes:
+    """What an item is kept under: SHA-256 of a picture file's bytes, or of a text in UTF-8 and form NFC.
+
+    Raises:
+        SettingsError: The item is of the other modality.
+        PictureError: The picture file cannot be read.
+        DataError: The text is empty or not Unicode.
+    """
     if isinstance(source, str) != (backbone.modality == "text"):
         raise SettingsError(f"{backbone.name} encodes {backbone.modality}s, got a {type(source).__name__}")
     if isinstance(source, str):
