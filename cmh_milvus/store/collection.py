@@ -1,7 +1,7 @@
 """A collection of hash codes, bound to the encoder that made them.
 
-A row is one modality of one item. Its primary key is `<item_id>#<modality>`, so that one vector field (all that
-Milvus 2.3 allows) serves every direction of retrieval through a filter. Scalars such as captions and labels are
+A row is one modality of one item. Its primary key is `<item_id>#<modality>` (`Row.pk`), so that one vector field (all
+that Milvus 2.3 allows) serves every direction of retrieval through a filter. Scalars such as captions and labels are
 dynamic fields: any name, no declaration, absent where an item has none; filter them by name
 (``split == "database"``, ``json_contains(labels, "fruit")``).
 """
@@ -83,8 +83,8 @@ class Row:
 
     @property
     def pk(self) -> str:
-        """Primary key: `<item_id>#<modality>`."""
-        return f"{self.item_id}#{self.modality}"
+        """Primary key: `<item_id>#<modality>`, with %25 for a percent sign of the id and %27 for an apostrophe."""
+        return _pk(self.item_id, self.modality)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Hit:
     """A row that a search found.
 
     Attributes:
-        pk: `<item_id>#<modality>`.
+        pk: Primary key, as `Row.pk`.
         item_id: Of the item.
         modality: `image` or `text`.
         distance: Hamming distance to the query, in bits.
@@ -348,10 +348,18 @@ class HashCollection:
         sent = 0
         for batch in _batches(rows, UPSERT_ROWS):
             # Of duplicates in a call, Lite would keep the last and servers the first.
-            data = list({row.pk: self._data(row) for row in batch}.values())
-            self._call("upsert", data)
+            data = {stored["pk"]: stored for stored in map(self._data, batch)}
+            self._call("upsert", list(data.values()))
             sent += len(data)
         return sent
+
+    def check_row(self, row: Row) -> None:
+        """Check that a row can be stored.
+
+        Raises:
+            DataError: It cannot.
+        """
+        self._data(row)
 
     def delete(self, item_ids: Iterable[str]) -> int:
         """Delete items, in both modalities.
@@ -364,7 +372,7 @@ class HashCollection:
         """
         deleted = 0
         for batch in _batches(item_ids, UPSERT_ROWS // 2):
-            expression = f"pk in {literal([f'{item_id}#{modality}' for item_id in batch for modality in MODALITIES])}"
+            expression = f"pk in {literal([_pk(item_id, modality) for item_id in batch for modality in MODALITIES])}"
             deleted += self._count(expression)
             self._call("delete", filter=expression)
         return deleted
@@ -385,8 +393,8 @@ class HashCollection:
             if name in _OWN_FIELDS or not _FIELD_NAME.fullmatch(name):
                 raise bad(f"a field cannot be named {name!r}: give letters, digits and _, and none of {_OWN_FIELDS}")
         try:
-            if len(row.item_id.encode()) > MAX_ID_BYTES:
-                raise bad(f"its id is longer than {MAX_ID_BYTES} bytes")
+            if len(_pk(row.item_id, "").encode()) > MAX_ID_BYTES + 1:
+                raise bad(f"its id is longer than {MAX_ID_BYTES} bytes (a percent sign or an apostrophe counts 3)")
             fields = {name: _cut(value) if isinstance(value, str) else value for name, value in row.fields.items()}
             size = len(json.dumps(fields, ensure_ascii=False, allow_nan=False).encode())
         except UnicodeEncodeError:
@@ -672,8 +680,14 @@ def _order(hit: _Found) -> tuple[int, str]:
 
 def _hit(found: _Found) -> Hit:
     distance, pk, fields = found
-    item_id, _, modality = pk.rpartition("#")
-    return Hit(pk, item_id, modality, distance, fields)
+    key, _, modality = pk.rpartition("#")
+    return Hit(pk, key.replace("%27", "'").replace("%25", "%"), modality, distance, fields)
+
+
+def _pk(item_id: str, modality: str) -> str:
+    # Milvus Lite pastes keys into SQL, where an apostrophe ends the string.
+    key = item_id.replace("%", "%25").replace("'", "%27")
+    return f"{key}#{modality}"
 
 
 def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import logging
 import re
 import time
@@ -141,11 +140,6 @@ def _translated(error: Exception, uri: str, action: str) -> StoreError:
             f'Milvus Lite {_lite_version()} has no BINARY_VECTOR fields. Install `pip install "{LITE_PIN}"` '
             "(2.x .db files only; 3.x folders cannot be reused), or give a server: http://host:19530"
         )
-    if "milvus-lite is required" in message:
-        return StoreError(
-            f"Milvus Lite {_lite_version()} is installed but cannot be imported "
-            f'({" ".join(str(error.__cause__).split())}). Install `pip install "{LITE_PIN}"`'
-        )
     if "Open local milvus failed" in message:
         if _lite_version() >= "3":
             return StoreError(
@@ -177,11 +171,17 @@ def _translated(error: Exception, uri: str, action: str) -> StoreError:
 
 def _check_lite_file(path: Path) -> None:
     """Refuse what Milvus Lite would refuse with a riddle, and what it would not refuse but should."""
-    if importlib.util.find_spec("milvus_lite") is None:
-        raise MissingExtra(
-            f'{path} is a Milvus Lite file, and Milvus Lite is not installed: `pip install "cmh-milvus[lite]"` '
-            "(Linux and macOS), or give a server: http://host:19530"
-        )
+    try:
+        _lite_servers()
+    except ImportError as error:
+        if (error.name or "").startswith("milvus_lite"):
+            raise MissingExtra(
+                f'{path} is a Milvus Lite file, and Milvus Lite is not installed: `pip install "cmh-milvus[lite]"` '
+                "(Linux and macOS), or give a server: http://host:19530"
+            ) from None
+        raise StoreError(
+            f'Milvus Lite {_lite_version()} cannot be imported ({error}): install `pip install "{LITE_PIN}"`'
+        ) from error
     if not _LITE_NAME.fullmatch(path.name):
         raise SettingsError(
             f"{path.name!r} cannot be the name of a Milvus Lite file: give at most 36 letters, digits, dots, hyphens "
