@@ -47,7 +47,7 @@ from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData
 
 
 @dataclass(frozen=True)
-class Config:
+class DcmhConfig:
     """Settings; in brackets the paper's where it differs.
 
     Attributes:
@@ -121,15 +121,15 @@ class DCMH(Method):
         year=2017,
         url="https://arxiv.org/abs/1602.02255",
     )
-    Config = Config
-    config: Config
+    Config = DcmhConfig
+    config: DcmhConfig
 
     image_buffer: Tensor
     text_buffer: Tensor
     code_buffer: Tensor
     train_labels: Tensor
 
-    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+    def __init__(self, train: TrainData, n_bits: int, config: DcmhConfig) -> None:
         super().__init__(train, n_bits, config)
         heads = [
             HashHead(
@@ -182,12 +182,15 @@ class DCMH(Method):
         rest = own.sum(dim=0) - activations.detach().sum(dim=0)
         similarity = label_similarity(batch.labels, self.train_labels)
         scale = 1 / (len(batch) * len(own))
+        likelihood = NegativeLogLikelihood.apply(activations, other, similarity)  # type: ignore[no-untyped-call]
+        quantised = quantization(activations, self.code_buffer[batch.index])
+        balanced = bit_balance(activations, rest)
         yield Step(
             phase,
             {
-                "likelihood": scale * NegativeLogLikelihood.apply(activations, other, similarity),
-                "quantization": scale * self.config.gamma * quantization(activations, self.code_buffer[batch.index]),
-                "balance": scale * self.config.eta * bit_balance(activations, rest),
+                "likelihood": scale * likelihood,
+                "quantization": scale * self.config.gamma * quantised,
+                "balance": scale * self.config.eta * balanced,
             },
         )
 
