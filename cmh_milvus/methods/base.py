@@ -185,3 +185,18 @@ def one_cycle(progress: float, peak: float, warm_up: float = 0.3) -> float:
     else:
         low, high, position = end, peak, (progress - warm_up) / (1 - warm_up)
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(position, 1.0)))
+
+
+def nearest_rows(unit: Tensor, k: int, block: int = 1024) -> tuple[Tensor, Tensor]:
+    """The k rows of largest inner product with each row, block by block: nothing is n x n.
+
+    Args:
+        unit: float (n, d), rows of one length, so that a row is among its own nearest.
+        k: Neighbours a row, the row itself among them; at most n are given.
+        block: Rows at a time.
+
+    Returns:
+        Inner products (n, k), falling along a row, and the row numbers, int64 (n, k).
+    """
+    nearest = [(rows @ unit.T).topk(min(k, len(unit)), dim=1) for rows in unit.split(block)]
+    return torch.cat([found.values for found in nearest]), torch.cat([found.indices for found in nearest])
