@@ -1,0 +1,219 @@
+"""UGACH: Unsupervised Generative Adversarial Cross-Modal Hashing (Zhang, Peng & Yuan, AAAI 2018, arXiv 1712.00358).
+
+A generator picks pairs that look related; a discriminator tells them from the neighbours on a graph of the features.
+Both are two hash nets with relaxed codes h = sigmoid(activation) and distance d(q, o) = |h_q - h_o|^2.
+
+    correlation graph   positives of a pair: its k nearest pairs by image and its k nearest by text          (1)
+    generator           p(o | q) = softmax_o( -d_G(q, o) ) over the candidates that are not positives of q   (2)
+    discriminator       L_D = mean max(0, beta + d_D(q, o+) - d_D(q, o-)),  o- ~ p(. | q)                    (3)
+    reward              r(o | q) = sigmoid( max(0, beta + d_D(q, o+) - d_D(q, o)) )                          (4)
+    policy gradient     L_G = - mean (r(o | q) - r_mean(q)) log p(o | q),  o ~ p(. | q)                      (5)
+
+Queries of both modalities are used in each batch: q an image and o texts, then q a text and o images.
+
+symbol    variable                    shape
+graph     neighbours                  (n, 2 k)   row numbers, the pair itself included
+o         batch.index                 (m,)       candidates: the rows of the batch, m = b
+d(q, o)   distances                   (b, m)
+p         log_probability             (b, m)
+h         sigmoid(head(features))     (b, K)     code bit 1 where h >= 0.5
+
+Algorithm: `pretraining` epochs of the discriminator on random negatives, then rounds of one discriminator pass and
+`generator_passes` generator passes. The discriminator's nets are the encoder.
+
+Departures:
+- Eq. 5 is as the paper has it, log p over all candidates. The authors' code takes the softmax over the two sampled
+  items alone, and has no baseline r_mean although every reward is at least 0.5.
+- Both retrieval directions train one model (the code trains one for each).
+- Neighbours by cosine of the scaled features instead of Euclidean distance of raw ones, found block by block.
+- Adam and batches instead of plain SGD on single queries: features need minutes, not days. The weight decay of 0.01
+  on the squared norm, which batches of one needed, becomes `weight_decay`. ReLU for the hidden tanh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
+from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, nearest_rows, one_cycle
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings; in brackets the paper's where it differs.
+
+    Attributes:
+        margin: beta as a share of K [1/8].
+        neighbours: k, nearest pairs by each modality, the pair itself included.
+        negatives: Picks for a query.
+        pretraining: Epochs of the discriminator on random negatives before the adversarial rounds [30,000].
+        generator_passes: Generator passes of a round.
+        hidden: Width of each net's hidden layer [8192].
+        dropout: On the hidden layer [none].
+        input_dropout: On the scaled features [none].
+        learning_rate: Peak of the discriminator's one-cycle schedule [0.01, in rounds 0.001].
+        generator_rate: Learning rate of the generator [0.01].
+        weight_decay: On all weights [0.01].
+        batch_size: Queries of each modality a batch, and candidates among which the generator picks [20, in rounds 1
+            query; candidates n / 50 = 300].
+        epochs: Pretraining and rounds together [30 rounds].
+    """
+
+    margin: float = 0.125
+    neighbours: int = 5
+    negatives: int = 2
+    pretraining: int = 24
+    generator_passes: int = 2
+    hidden: int = 512
+    dropout: float = 0.5
+    input_dropout: float = 0.2
+    learning_rate: float = 1e-3
+    generator_rate: float = 1e-4
+    weight_decay: float = 1e-5
+    batch_size: int = 256
+    epochs: int = 30
+
+
+def squared_distances(h: Tensor, others: Tensor) -> Tensor:
+    """d of all pairs: (b, K), (m, K) -> (b, m)."""
+    return h.square().sum(dim=1)[:, None] - 2 * h @ others.T + others.square().sum(dim=1)[None, :]
+
+
+def candidate_log_probability(distances: Tensor, is_positive: Tensor) -> Tensor:
+    """Eq. 2: (b, m) distances and bool (b, m) -> (b, m); a query's positives have probability 0."""
+    return F.log_softmax((-distances).masked_fill(is_positive, -1e9), dim=1)
+
+
+def margin_loss(positive: Tensor, negative: Tensor, beta: float) -> Tensor:
+    """The hinge of eq. 3 and 4: d(q, o+) (b, 1), d(q, o-) (b, s) -> (b, s)."""
+    return F.relu(beta + positive - negative)
+
+
+def policy_gradient(log_probability: Tensor, reward: Tensor) -> Tensor:
+    """Eq. 5 for the picked candidates: (b, s) log p, (b, s) rewards -> scalar; r_mean is the batch's mean reward.
+
+    A mean over the s = 2 picks of one query alone would halve the signal; the batch's mean leaves it unbiased.
+    """
+    return -((reward - reward.mean()).detach() * log_probability).mean()
+
+
+def relaxed_pair(head: nn.Module, features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """h of two feature matrices of one modality, in one pass through the net."""
+    first, second = torch.sigmoid(head(torch.cat([features, others]))).split([len(features), len(others)])
+    return first, second
+
+
+class HashNets(nn.Module):
+    """An image and a text net; the generator is one such pair."""
+
+    def __init__(self, image_head: HashHead, text_head: HashHead) -> None:
+        super().__init__()
+        self.image_head, self.text_head = image_head, text_head
+
+
+class UGACH(Method):
+    """See the module's docstring."""
+
+    name = "ugach"
+    supervision = "pairs"
+    citation = Citation(
+        authors="Jian Zhang, Yuxin Peng and Mingkuan Yuan",
+        title="Unsupervised Generative Adversarial Cross-Modal Hashing",
+        venue="AAAI",
+        year=2018,
+        url="https://arxiv.org/abs/1712.00358",
+    )
+    Config = Config
+    config: Config
+
+    neighbours: Tensor
+
+    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+        super().__init__(train, n_bits, config)
+        self.train_data = train
+
+        def head(features: Tensor) -> HashHead:
+            made = HashHead(
+                HashHeadConfig(
+                    in_dim=features.shape[1],
+                    n_bits=n_bits,
+                    hidden=(config.hidden,),
+                    dropout=config.dropout,
+                    input_dropout=config.input_dropout,
+                )
+            )
+            made.scaling.fit(features)
+            return made
+
+        self.image_head, self.text_head = head(train.image), head(train.text)
+        self.generator = HashNets(head(train.image), head(train.text))
+        nearest = [
+            nearest_rows(F.normalize(own.scaling(features), dim=1), config.neighbours)[1]
+            for own, features in ((self.image_head, train.image), (self.text_head, train.text))
+        ]
+        self.register_buffer("neighbours", torch.cat(nearest, dim=1), persistent=False)
+
+    def optimizers(self) -> Mapping[str, Optimizer]:
+        """One for each player."""
+        config = self.config
+        discriminator = [*self.image_head.parameters(), *self.text_head.parameters()]
+        return {
+            "discriminator": Adam(discriminator, lr=config.learning_rate, weight_decay=config.weight_decay),
+            "generator": Adam(self.generator.parameters(), lr=config.generator_rate, weight_decay=config.weight_decay),
+        }
+
+    def learning_rates(self, progress: float) -> Mapping[str, float]:
+        """One cycle for the discriminator; the generator's rate is constant."""
+        return {"discriminator": one_cycle(progress, self.config.learning_rate)}
+
+    def phases(self, epoch: int) -> Iterable[str]:
+        """Pretraining, then rounds."""
+        if epoch < self.config.pretraining:
+            return ("pretrain",)
+        return ("discriminator", *["generator"] * self.config.generator_passes)
+
+    def steps(self, batch: Batch, phase: str) -> Iterator[Step]:
+        """One update of one player on queries of both modalities."""
+        beta = self.config.margin * self.n_bits
+        own = self.neighbours[batch.index]  # (b, 2 k)
+        pick = torch.randint(own.shape[1], (len(batch), 1), device=own.device)
+        positive = self.train_data.rows(own.gather(1, pick).squeeze(1))
+        is_positive = (own[:, :, None] == batch.index).any(dim=1)  # (b, m)
+
+        def distances(nets: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+            """For queries of each modality, a player's d(q, o+) (b, 1) and d(q, o) (b, m)."""
+            image, image_positive = relaxed_pair(nets.image_head, batch.image, positive.image)
+            text, text_positive = relaxed_pair(nets.text_head, batch.text, positive.text)
+            return {
+                "image_query": ((image - text_positive).square().sum(dim=1, keepdim=True), squared_distances(image, text)),
+                "text_query": ((text - image_positive).square().sum(dim=1, keepdim=True), squared_distances(text, image)),
+            }
+
+        def log_probabilities() -> dict[str, Tensor]:
+            found = distances(self.generator)
+            return {side: candidate_log_probability(far, is_positive) for side, (_, far) in found.items()}
+
+        terms: dict[str, Tensor] = {}
+        if phase == "generator":
+            with torch.no_grad():
+                judged = distances(self)
+            for side, log_probability in log_probabilities().items():
+                picks = log_probability.detach().exp().multinomial(self.config.negatives)
+                near, far = judged[side]
+                reward = torch.sigmoid(margin_loss(near, far.gather(1, picks), beta))
+                terms[f"policy_{side}"] = policy_gradient(log_probability.gather(1, picks), reward)
+            yield Step("generator", terms)
+            return
+        uniform = torch.zeros_like(is_positive, dtype=torch.float32).masked_fill(is_positive, -1e9)
+        with torch.no_grad():
+            chances = log_probabilities() if phase == "discriminator" else {"image_query": uniform, "text_query": uniform}
+        for side, (near, far) in distances(self).items():
+            picks = chances[side].exp().clamp(min=1e-9).multinomial(self.config.negatives)
+            terms[f"margin_{side}"] = margin_loss(near, far.gather(1, picks), beta).mean()
+        yield Step("discriminator", terms)
