@@ -110,9 +110,7 @@ def open_picture(source: PictureSource) -> Image.Image:
     except Image.DecompressionBombError:
         raise PictureError(f"{name} has more than {MAX_PIXELS:,} pixels: make it smaller first") from None
     except UnidentifiedImageError:
-        raise PictureError(
-            f"{name} is not a picture in {FORMAT_NAMES} format, or is cut off near its start"
-        ) from None
+        raise PictureError(f"{name} is not a picture in {FORMAT_NAMES} format, or is cut off near its start") from None
     except Exception as error:  # decoders raise nearly any type on damaged bytes
         raise PictureError(f"{name} is damaged: {error}") from error
     with image:
@@ -153,8 +151,7 @@ def _name(path: Path) -> str:
 def _rgb(image: Image.Image, name: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise PictureError(
-            f"{name} has {image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}: "
-            "make it smaller first"
+            f"{name} has {image.width:,} x {image.height:,} pixels, more than {MAX_PIXELS:,}: make it smaller first"
         )
     if not image.width or not image.height:
         raise PictureError(f"{name} has no pixels ({image.width} x {image.height})")
