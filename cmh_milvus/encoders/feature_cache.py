@@ -52,9 +52,7 @@ class FeatureCache:
         self.dtype = dtype
         self.read_only = read_only
 
-    def get(
-        self, backbone: Backbone, contents: Sequence[bytes]
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def get(self, backbone: Backbone, contents: Sequence[bytes]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Features of items by content hash. A damaged file is logged and passed over.
 
         Args:
@@ -97,9 +95,7 @@ class FeatureCache:
         if self.read_only or not len(contents):
             return
         flat = pa.array(np.asarray(features, dtype=self.dtype).reshape(-1))
-        metadata = {
-            "cmh_milvus": json.dumps({"format_version": _FORMAT_VERSION, "backbone": backbone_key(backbone)})
-        }
+        metadata = {"cmh_milvus": json.dumps({"format_version": _FORMAT_VERSION, "backbone": backbone_key(backbone)})}
         table = pa.table(
             {
                 "content": pa.array(contents, pa.binary(32)),
@@ -210,9 +206,7 @@ def extract_features(
         unsaved.clear()
 
     try:
-        for batch in _opened(
-            backbone, {content: sources[rows[waiting[0]]] for content, waiting in same.items()}
-        ):
+        for batch in _opened(backbone, {content: sources[rows[waiting[0]]] for content, waiting in same.items()}):
             good = [content for content, item in batch.items() if not isinstance(item, PictureError)]
             vectors = dict(zip(good, backbone.encode([batch[content] for content in good]), strict=True))
             for content, item in batch.items():
@@ -223,11 +217,7 @@ def extract_features(
                     features[waiting] = vectors[content]
                     found[waiting] = True
                     continue
-                reason = (
-                    str(item)
-                    if content not in vectors
-                    else f"{backbone.name} gives numbers that are not finite"
-                )
+                reason = str(item) if content not in vectors else f"{backbone.name} gives numbers that are not finite"
                 failures.update((rows[position], reason) for position in waiting)
             if len(unsaved) >= _ROWS_A_FILE:
                 save()

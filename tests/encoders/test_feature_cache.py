@@ -207,9 +207,7 @@ def test_read_only_cache_is_left_alone(tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    values=st.lists(
-        st.tuples(st.binary(min_size=32, max_size=32), st.floats(-1000, 1000, width=16)), max_size=8
-    ),
+    values=st.lists(st.tuples(st.binary(min_size=32, max_size=32), st.floats(-1000, 1000, width=16)), max_size=8),
     dtype=st.sampled_from(["float16", "float32"]),
 )
 def test_round_trip(tmp_path_factory, values, dtype):
