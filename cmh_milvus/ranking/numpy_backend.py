@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from cmh_milvus.ranking.words import Task
+from cmh_milvus.ranking.words import Task, grades_in_block
 
 BLOCK = 1 << 15  # database items worked on at once: the temporaries of a block stay in the second-level cache
 
@@ -26,19 +26,6 @@ def count(task: Task) -> NDArray[np.uint32]:
             for word, query_word in zip(codes[1:], task.query_codes[i, 1:], strict=True):
                 key += np.bitwise_count(word ^ query_word)
             key *= key_type.type(n_grades)
-            if task.grades.kind == "binary":
-                common = labels[0] & task.query_labels[i, 0]
-                for word, query_word in zip(labels[1:], task.query_labels[i, 1:], strict=True):
-                    common |= word & query_word
-                key += common != 0
-            else:
-                shared = np.bitwise_count(labels[0] & task.query_labels[i, 0])
-                if len(labels) > 1:
-                    shared = shared.astype(np.uint16)
-                for word, query_word in zip(labels[1:], task.query_labels[i, 1:], strict=True):
-                    shared += np.bitwise_count(word & query_word)
-                if task.grades.kind == "jaccard":
-                    shared = task.grades.lookup[shared, sizes + task.grades.query_sizes[i]]
-                key += shared.astype(key_type, copy=False)
+            key += grades_in_block(task, i, labels, sizes).astype(key_type, copy=False)
             counts[i] += np.bincount(key, minlength=n_cells).astype(np.uint32)
     return counts.reshape(len(counts), task.n_bits + 1, n_grades)

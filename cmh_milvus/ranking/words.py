@@ -43,6 +43,34 @@ class Task:
     grades: Grades
 
 
+def grades_in_block(task: Task, i: int, labels: Words, sizes: NDArray[np.uint16]) -> NDArray[np.unsignedinteger[Any]]:
+    """Grade of query i with each item of a block.
+
+    Args:
+        task: The task.
+        i: Row of the query.
+        labels: Label words of the block, (n_words, n_block).
+        sizes: uint16 (n_block,), labels of each item.
+
+    Returns:
+        Unsigned (n_block,).
+    """
+    query = task.query_labels[i]
+    if task.grades.kind == "binary":
+        common = labels[0] & query[0]
+        for word, query_word in zip(labels[1:], query[1:], strict=True):
+            common |= word & query_word
+        return np.asarray(common != 0).astype(np.uint8)
+    shared: NDArray[np.unsignedinteger[Any]] = np.bitwise_count(labels[0] & query[0])
+    if len(labels) > 1:
+        shared = shared.astype(np.uint16)  # 256 and more labels are possible
+    for word, query_word in zip(labels[1:], query[1:], strict=True):
+        shared += np.bitwise_count(word & query_word)
+    if task.grades.kind == "shared":
+        return shared
+    return np.asarray(task.grades.lookup[shared, sizes + task.grades.query_sizes[i]])
+
+
 def to_words(packed: NDArray[np.uint8]) -> Words:
     """Bytes as the narrowest unsigned words that hold a row, or as several of 64 bits; padded with zero bits.
 
@@ -76,15 +104,10 @@ def grades_of(query_labels: NDArray[np.bool_], database_labels: NDArray[np.bool_
     elif kind == "shared":
         gains = np.arange(most_shared + 1, dtype=np.float64)
     else:
-        possible = {0.0}
-        shared = np.arange(most_shared + 1)
         sums = np.unique(np.unique(query_sizes).astype(int)[:, None] + np.unique(database_sizes).astype(int))
-        most = int(sums.max(initial=0))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            jaccard = shared[:, None] / (np.arange(most + 1)[None] - shared[:, None])  # (shared, sum of sizes)
-        jaccard = np.where(2 * shared[:, None] <= np.arange(most + 1)[None], jaccard, 0.0)
-        jaccard = np.nan_to_num(jaccard)
-        possible |= set(jaccard[:, sums].ravel().tolist())
-        gains = np.array(sorted(possible))
+        shared = np.arange(most_shared + 1)[:, None]
+        either = np.arange(int(sums.max(initial=0)) + 1) - shared  # (most_shared + 1, max_sizes + 1)
+        jaccard = np.where(either >= shared, shared / np.maximum(either, 1), 0.0)
+        gains = np.unique(np.append(jaccard[:, sums], 0.0))
         lookup = np.searchsorted(gains, jaccard).astype(np.uint16)
     return Grades(gains, kind, lookup, query_sizes, database_sizes)
