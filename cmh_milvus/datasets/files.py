@@ -418,7 +418,7 @@ def _parquet_rows(path: Path, columns: _Columns) -> Iterator[dict[str, Any] | _B
             columns.check(file.schema_arrow.names, _shown(path))
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: texts that are not UTF-8
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{_shown(path)} cannot be read as Parquet: {error}") from error
 
 
