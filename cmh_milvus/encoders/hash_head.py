@@ -103,6 +103,29 @@ class HashHead(nn.Module):
         self.output = nn.Linear(width, config.n_bits)
         self.layers = nn.Sequential(*layers)
 
+    @classmethod
+    def fitted(
+        cls, features: Tensor, n_bits: int, hidden: tuple[int, ...], dropout: float, input_dropout: float
+    ) -> HashHead:
+        """A new head with batch-normalised hidden layers, its scaling taken from train features (n, in_dim)."""
+        head = cls(
+            HashHeadConfig(
+                in_dim=features.shape[1],
+                n_bits=n_bits,
+                hidden=hidden,
+                batch_norm=True,
+                dropout=dropout,
+                input_dropout=input_dropout,
+            )
+        )
+        head.scaling.fit(features)
+        return head
+
+    def hidden(self, features: Tensor) -> Tensor:
+        """What the output layer sees: features (n, in_dim) -> (n, width of the last hidden layer)."""
+        last: Tensor = self.layers(self.scaling(features))
+        return last
+
     def forward(self, features: Tensor) -> Tensor:
         """Code activations.
 
@@ -112,5 +135,5 @@ class HashHead(nn.Module):
         Returns:
             float32 (n, n_bits).
         """
-        activations: Tensor = self.output(self.layers(self.scaling(features)))
+        activations: Tensor = self.output(self.hidden(features))
         return activations

@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
-from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
+from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData
 
 
@@ -77,7 +77,7 @@ def label_similarity(labels: Tensor, others: Tensor) -> Tensor:
 
 
 class NegativeLogLikelihood(torch.autograd.Function):
-    """Likelihood term of J for the batch rows: (b, K), (n, K), (b, n) -> scalar sum, with the paper's gradient.
+    """`negative_log_likelihood` with the paper's gradient.
 
     dJ/df_i = 1/2 sum_j (sigmoid(Theta_ij) - S_ij) G_j (eq. 3): one (b, n) matrix is kept where autograd keeps five.
     The second argument, the buffer, is fixed.
@@ -97,6 +97,12 @@ class NegativeLogLikelihood(torch.autograd.Function):
         """Eq. 3, times the gradient that comes in."""
         (direction,) = ctx.saved_tensors
         return 0.5 * gradients[0] * direction, None, None
+
+
+def negative_log_likelihood(activations: Tensor, buffer: Tensor, similarity: Tensor) -> Tensor:
+    """Likelihood term of J: (b, K) with gradient, (n, K) fixed, (b, n) -> scalar sum."""
+    value: Tensor = NegativeLogLikelihood.apply(activations, buffer, similarity)  # type: ignore[no-untyped-call]
+    return value
 
 
 def quantization(activations: Tensor, codes: Tensor) -> Tensor:
@@ -131,26 +137,13 @@ class DCMH(Method):
 
     def __init__(self, train: TrainData, n_bits: int, config: DcmhConfig) -> None:
         super().__init__(train, n_bits, config)
-        heads = [
-            HashHead(
-                HashHeadConfig(
-                    in_dim=features.shape[1],
-                    n_bits=n_bits,
-                    hidden=(config.hidden,),
-                    batch_norm=True,
-                    dropout=config.dropout,
-                    input_dropout=config.input_dropout,
-                )
-            )
-            for features in (train.image, train.text)
-        ]
-        self.image_head, self.text_head = heads
-        self.image_head.scaling.fit(train.image)
-        self.text_head.scaling.fit(train.text)
-        shape, device = (len(train), n_bits), train.image.device
-        self.register_buffer("image_buffer", torch.randn(shape, device=device))
-        self.register_buffer("text_buffer", torch.randn(shape, device=device))
-        self.register_buffer("code_buffer", torch.empty(shape, device=device))
+        shape = (config.hidden,), config.dropout, config.input_dropout
+        self.image_head = HashHead.fitted(train.image, n_bits, *shape)
+        self.text_head = HashHead.fitted(train.text, n_bits, *shape)
+        size, device = (len(train), n_bits), train.image.device
+        self.register_buffer("image_buffer", torch.randn(size, device=device))
+        self.register_buffer("text_buffer", torch.randn(size, device=device))
+        self.register_buffer("code_buffer", torch.empty(size, device=device))
         self.register_buffer("train_labels", train.labels, persistent=False)
         self.end_epoch(-1)
 
@@ -182,7 +175,7 @@ class DCMH(Method):
         rest = own.sum(dim=0) - activations.detach().sum(dim=0)
         similarity = label_similarity(batch.labels, self.train_labels)
         scale = 1 / (len(batch) * len(own))
-        likelihood = NegativeLogLikelihood.apply(activations, other, similarity)  # type: ignore[no-untyped-call]
+        likelihood = negative_log_likelihood(activations, other, similarity)
         quantised = quantization(activations, self.code_buffer[batch.index])
         balanced = bit_balance(activations, rest)
         yield Step(
