@@ -582,6 +582,11 @@ class HashCollection:
         return self._connection.call(method, self.name, *args, **kwargs)
 
     def _count(self, expression: str) -> int:
+        # Milvus Lite ends over the count of a collection that never had a row.
+        if self._connection.lite_file is not None and not self._call(
+            "query", filter='pk != ""', limit=1, output_fields=["pk"]
+        ):
+            return 0
         rows = self._call("query", filter=expression, output_fields=["count(*)"], consistency_level="Strong")
         return int(rows[0]["count(*)"])
 

@@ -25,9 +25,9 @@ LITE_PIN = "milvus-lite==2.5.2rc1"
 _SERVER_SCHEMES = ("http://", "https://", "tcp://", "unix:")
 _LITE_NAME = re.compile(r"[A-Za-z0-9._-]{1,36}")  # Lite's own rule, which it states in a RuntimeError
 
-# pymilvus logs each error with a traceback before it raises it. Without a handler of the application's own, Python
-# would print that beside our message.
-logging.getLogger("pymilvus").addHandler(logging.NullHandler())
+# These log each error with its traceback, to handlers of pymilvus's own, before they raise it.
+for _name in ("pymilvus.decorators", "pymilvus.client.connection_manager"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 class ConnectionLost(StoreError):

@@ -116,6 +116,18 @@ def test_upsert_replaces_and_the_last_of_a_batch_counts(empty):
     assert empty.upsert([]) == 0
 
 
+def test_an_empty_collection_answers(empty):
+    """Milvus Lite ends over a count of a collection that never had a row."""
+    for _ in range(2):
+        assert empty.count() == empty.count(modality="text", filter="n > 3") == 0
+        assert empty.delete(["a"]) == 0
+        assert empty.search([b"ab"]) == empty.lookup([b"ab"], 16) == [[]]
+        assert [ranking.pks for ranking in empty.rank([b"ab"])] == [[]]
+        assert list(empty.codes()) == []
+        empty.upsert([Row("a", "image", b"ab")])
+        assert empty.delete(["a"]) == 1
+
+
 def test_upsert_takes_a_generator_of_several_batches(empty, monkeypatch):
     monkeypatch.setattr(module, "UPSERT_ROWS", 7)
     assert empty.upsert(Row(f"{i}", "text", bytes([i, i])) for i in range(20)) == 20

@@ -86,7 +86,8 @@ def test_absent_server_is_reported_in_seconds():
     assert time.monotonic() - started < 15
 
 
-def test_a_server_that_never_answers_is_reported_in_seconds():
+def test_a_server_that_never_answers_is_reported_in_seconds(monkeypatch):
+    monkeypatch.setattr("cmh_milvus.store.connection.CONNECT_TIMEOUT", 2.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -135,16 +136,16 @@ def test_a_file_belongs_to_one_process_until_it_is_closed(lite_path):
 
 
 def test_milvus_lite_killed(lite_path):
-    with HashCollection.create(str(lite_path), "photos", Encoder()) as one:
-        with HashCollection.open(str(lite_path), "photos") as other:
-            one.upsert(Row(str(i), "image", b"ab") for i in range(10))
-            for _ in range(2):
-                lite_process(lite_path).kill()
-                lite_process(lite_path).wait()
-                assert one.count() == 10
-                assert other.count() == 10
-                assert one.upsert([Row("0", "image", b"cd")]) == 1
-                assert [hit.item_id for hit in other.lookup([b"cd"], 0)[0]] == ["0"]
+    one = HashCollection.create(str(lite_path), "photos", Encoder())
+    with one, HashCollection.open(str(lite_path), "photos") as other:
+        one.upsert(Row(str(i), "image", b"ab") for i in range(10))
+        for _ in range(2):
+            lite_process(lite_path).kill()
+            lite_process(lite_path).wait()
+            assert one.count() == 10
+            assert other.count() == 10
+            assert one.upsert([Row("0", "image", b"cd")]) == 1
+            assert [hit.item_id for hit in other.lookup([b"cd"], 0)[0]] == ["0"]
 
 
 def test_a_filter_that_ends_milvus_lite(lite_path, monkeypatch):

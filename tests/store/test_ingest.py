@@ -64,7 +64,11 @@ def test_a_bad_row_stops_the_ingest_and_what_came_before_counts(empty, tmp_path)
         assert len(manifest) == 5
 
 
-@pytest.mark.parametrize("tail", [b'{"5#image": "12', b"\0" * 40, b'{"5#image": "123"}', b"\xff\xfe\n", b"[1]\n"])
+@pytest.mark.parametrize(
+    "tail",
+    [b'{"5#image": "12', b"\0" * 40, b'{"5#image": "123"}', b"\xff\xfe\n", b"[1]\n"],
+    ids=["torn", "zeros", "no newline", "not text", "not an object"],
+)
 def test_a_torn_line_costs_only_itself(empty, tmp_path, tail):
     path = tmp_path / "m.jsonl"
     with Manifest(path, empty) as manifest:
@@ -142,7 +146,7 @@ def test_an_ingest_that_is_killed_goes_on_where_it_was(uri, on_server, tmp_path)
     acked = 0
     for after in (400, 900):
         command = [sys.executable, "-c", KILLED, where, str(path)]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(["."] + sys.path)}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([".", *sys.path])}
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
             for line in process.stdout:
                 if int(line) >= after:
