@@ -11,11 +11,11 @@ import numpy as np
 from cmh_milvus.codes import to_bytes
 from cmh_milvus.comparison import BASELINES, Candidate, compare, encode_pairs, train_candidate
 from cmh_milvus.datasets.base import PairedDataset, PairedFeatures, cut_validation
-from cmh_milvus.datasets.emoji import emoji_feature_cache, load_emoji
+from cmh_milvus.datasets.emoji import EMOJI_FEATURES, load_emoji
 from cmh_milvus.embedding import CrossModalHashEmbeddingFunction
 from cmh_milvus.encoders.backbones import Backbone
 from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower, write_json
-from cmh_milvus.encoders.feature_cache import extract_features
+from cmh_milvus.encoders.feature_cache import FeatureCache, extract_features
 from cmh_milvus.errors import DataError
 from cmh_milvus.feature_extraction import extract_pairs, load_backbones
 from cmh_milvus.pictures import thumbnail_data_uri
@@ -63,7 +63,7 @@ def run_demo(output: Path, say: Say) -> Path:
     assert dataset.split is not None
     split = cut_validation(dataset.split, N_VALIDATION)
     backbones = load_backbones(IMAGE_BACKBONE, TEXT_BACKBONE, "auto")
-    data = extract_pairs(dataset, *backbones, split=split, cache=emoji_feature_cache()).features
+    data = extract_pairs(dataset, *backbones, split=split, cache=FeatureCache(EMOJI_FEATURES, read_only=True)).features
     say(
         f"{len(dataset)} emoji pictures with names and keywords; {len(split.query)} held out as queries, "
         f"{len(split.validation)} of the others choose the epoch"
@@ -76,8 +76,8 @@ def run_demo(output: Path, say: Say) -> Path:
         say(f"trained {candidates[-1].name} in {candidates[-1].seconds:.0f} s")
 
     encoder = CrossModalHashEncoder.from_pretrained(output / "encoder")
-    for side, backbone in zip(("image", "text"), backbones, strict=True):
-        encoder.use_backbone(side, backbone)
+    encoder.use_backbone("image", backbones[0])
+    encoder.use_backbone("text", backbones[1])
     for leftover in output.glob("demo*.db*"):
         leftover.unlink()
     with HashCollection.create(str(output / "demo.db"), "emoji", encoder) as collection:
@@ -145,9 +145,7 @@ def _with_live_queries(
     return data
 
 
-def _default_encoder(
-    data: PairedFeatures, backbones: Sequence[Backbone], folder: Path, say: Say
-) -> Candidate:
+def _default_encoder(data: PairedFeatures, backbones: Sequence[Backbone], folder: Path, say: Say) -> Candidate:
     settings = TrainingSettings(n_bits=N_BITS)
     trained = train(data, settings, progress=_every(20, say))
     encoder = CrossModalHashEncoder(
@@ -182,29 +180,25 @@ def _rows(dataset: PairedDataset, candidate: Candidate) -> list[Row]:
     return rows
 
 
-def _text_strips(
-    collection: HashCollection, encoder: CrossModalHashEncoder, dataset: PairedDataset
-) -> list[Strip]:
+def _text_strips(collection: HashCollection, encoder: CrossModalHashEncoder, dataset: PairedDataset) -> list[Strip]:
     codes = CrossModalHashEmbeddingFunction(encoder).encode_texts(TEXT_QUERIES)
     found = collection.search(codes, limit=TOP, modality="image", output_fields=["caption", "split"])
-    pictures = {item.id: item.image for item in dataset.items}
+    pictures = {item.id: item.image for item in dataset.items if item.image is not None}
     return [
         Strip(query, [_answer(hit, thumbnail_data_uri(pictures[hit.item_id])) for hit in hits])
         for query, hits in zip(TEXT_QUERIES, found, strict=True)
     ]
 
 
-def _picture_strips(
-    collection: HashCollection, encoder: CrossModalHashEncoder, dataset: PairedDataset
-) -> list[Strip]:
+def _picture_strips(collection: HashCollection, encoder: CrossModalHashEncoder, dataset: PairedDataset) -> list[Strip]:
     assert dataset.split is not None
     chosen = dataset.split.query[:: len(dataset.split.query) // N_PICTURE_QUERIES][:N_PICTURE_QUERIES]
-    items = [dataset.items[row] for row in chosen]
-    codes = CrossModalHashEmbeddingFunction(encoder).encode_images([item.image for item in items])
+    pairs = [(item.image, item.text or "") for item in (dataset.items[row] for row in chosen) if item.image is not None]
+    codes = CrossModalHashEmbeddingFunction(encoder).encode_images([image for image, _ in pairs])
     found = collection.search(codes, limit=TOP // 2, modality="text", output_fields=["caption", "split"])
     return [
-        Strip(item.text or "", [_answer(hit) for hit in hits], thumbnail_data_uri(item.image))
-        for item, hits in zip(items, found, strict=True)
+        Strip(text, [_answer(hit) for hit in hits], thumbnail_data_uri(image))
+        for (image, text), hits in zip(pairs, found, strict=True)
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cmh_milvus.datasets.base import PairedDataset, PairedFeatures, Split
-from cmh_milvus.encoders.backbones import BagOfWords, Backbone, backbone_key, load_backbone
+from cmh_milvus.encoders.backbones import Backbone, BagOfWords, backbone_key, load_backbone
 from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.feature_cache import FeatureCache, extract_features
 from cmh_milvus.errors import DataError
@@ -51,17 +51,19 @@ def extract_pairs(
         progress: Called with (pictures done, pictures in all).
 
     Raises:
-        DataError: No picture could be read.
+        DataError: No pair could be read.
     """
     pictures = [item.image for item in dataset.items if item.image is not None]
     texts = [item.text for item in dataset.items if item.text is not None]
     assert len(pictures) == len(texts) == len(dataset), "a PairedDataset holds pairs"
-    image, kept, failed = extract_features(image_backbone, pictures, cache, progress)
-    failures = [(dataset.items[row].id, reason) for row, reason in failed]
+    images = extract_features(image_backbone, pictures, cache, progress)
+    described = extract_features(text_backbone, texts, cache, None)
+    failed = dict(described.failures) | dict(images.failures)
+    failures = [(dataset.items[row].id, reason) for row, reason in sorted(failed.items())]
+    kept, image_rows, text_rows = np.intersect1d(images.rows, described.rows, return_indices=True)
     if len(kept) == 0:
         reason = f"the first: {failures[0][1]}" if failures else "there is none"
-        raise DataError(f"not one picture of {dataset.name} could be read; {reason}")
-    text, _, _ = extract_features(text_backbone, [texts[row] for row in kept], cache, None)
+        raise DataError(f"not one pair of {dataset.name} could be read; {reason}")
     place = np.full(len(dataset), -1, dtype=np.int64)
     place[kept] = np.arange(len(kept))
     renumbered = (place[rows] for rows in (split.query, split.database, split.train, split.validation))
@@ -69,8 +71,8 @@ def extract_pairs(
     features = PairedFeatures(
         name=dataset.name,
         ids=[dataset.items[row].id for row in kept],
-        image=image,
-        text=text,
+        image=images.features[image_rows],
+        text=described.features[text_rows],
         labels=dataset.labels()[kept] if dataset.label_names else None,
         label_names=dataset.label_names,
         split=Split(*(rows[rows >= 0] for rows in renumbered)),

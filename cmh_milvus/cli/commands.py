@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cmh_milvus.cli.output import FORMATS, print_rows, progress_bar, say, write_failures
-from cmh_milvus.errors import CmhError, DataError, SettingsError
+from cmh_milvus.cli.sources import evaluation_source, iterate_items, training_source
+from cmh_milvus.errors import CmhError, SettingsError
 
 if TYPE_CHECKING:
-    from cmh_milvus.datasets.base import Item, PairedDataset, PairedFeatures, Split
-    from cmh_milvus.encoders.encoder import CrossModalHashEncoder
-    from cmh_milvus.store import Hit, Row
+    from cmh_milvus.store import Hit
 
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
+BACKBONES = {
+    "image": "clip, clip:<hub id or folder>, efficientnet-lite0, efficientnet-lite2",
+    "text": "clip, clip:<hub id or folder>, all-minilm-l6-v2, bag-of-words",
+}
 EXIT_CODES = """\b
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but some items failed (they are listed in a failures file);
 4 refused (another encoder's collection, an unsafe file); 5 a quality gate was missed; 130 interrupted (run the same
@@ -35,9 +38,8 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except CmhError as error:
-            shown = click.ClickException(str(error))
-            shown.exit_code = error.exit_code
-            raise shown from error
+            say(f"Error: {error}")
+            ctx.exit(error.exit_code)
         except (KeyboardInterrupt, click.Abort):
             say("interrupted: run the same command again to go on where it stopped")
             ctx.exit(EXIT_INTERRUPTED)
@@ -102,8 +104,8 @@ format_option = click.option(
 @click.option("--method", help="How to learn; see `cmh-milvus methods`.  [default: duet]")
 @click.option("--bits", default=64, show_default=True, help="Code length, a multiple of 8.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the method; repeatable.")
-@click.option("--image-backbone", default="clip", show_default=True, help="See `cmh-milvus methods`.")
-@click.option("--text-backbone", default="clip", show_default=True, help="See `cmh-milvus methods`.")
+@click.option("--image-backbone", help=f"{BACKBONES['image']}.  [default: clip]")
+@click.option("--text-backbone", help=f"{BACKBONES['text']}.  [default: clip]")
 @click.option("--queries", default=0.1, show_default=True, help="Share of pairs held out for `evaluate`.")
 @click.option("--validation", default=0.1, show_default=True, help="Share of the rest that chooses the epoch.")
 @click.option("--patience", default=0, help="Stop after so many looks at the validation rows without gain.")
@@ -118,8 +120,8 @@ def train(
     method: str | None,
     bits: int,
     settings: Sequence[str],
-    image_backbone: str,
-    text_backbone: str,
+    image_backbone: str | None,
+    text_backbone: str | None,
     queries: float,
     validation: float,
     patience: int,
@@ -129,7 +131,7 @@ def train(
     output_format: str | None,
     **columns: str,
 ) -> None:
-    """Learn an encoder on SOURCE and write it to a folder.
+    r"""Learn an encoder on SOURCE and write it to a folder.
 
     SOURCE is a folder of pictures (with a .txt of the same name beside each), a CSV, TSV, JSONL or Parquet file with
     a row a pair, an .npz of features, or `emoji` (pairs that come with the package).
@@ -150,9 +152,18 @@ def train(
     check_n_bits(bits)
     changed = _settings(settings)
     make_config(get_method(method or DEFAULT_METHOD), changed)
-    data, configs, failures = _training_features(
-        source, columns, (image_backbone, text_backbone), queries, validation, seed, device, cache
+    loaded = training_source(
+        source,
+        columns,
+        image_backbone=image_backbone,
+        text_backbone=text_backbone,
+        queries=queries,
+        validation=validation,
+        seed=seed,
+        device=device,
+        cache=cache,
     )
+    data = loaded.features
     wanted = TrainingSettings(method or DEFAULT_METHOD, bits, changed, seed=seed, device=device, patience=patience)
     with progress_bar("training") as progress:
         trained = train_heads(data, wanted, checkpoint=output.with_suffix(".checkpoint"), progress=progress)
@@ -162,11 +173,11 @@ def train(
         "validation": [data.ids[row] for row in data.split.validation],
     }
     encoder = CrossModalHashEncoder(
-        Tower(configs[0], trained.image_head), Tower(configs[1], trained.text_head), device="cpu"
+        Tower(loaded.backbones[0], trained.image_head), Tower(loaded.backbones[1], trained.text_head), device="cpu"
     )
     encoder.save_pretrained(output, training=record)
     failures_file = output.with_name(f"{output.name}.failures.jsonl")
-    write_failures(failures_file, failures)
+    write_failures(failures_file, loaded.failures)
     row = {
         "encoder": str(output),
         "method": record["method"],
@@ -178,7 +189,7 @@ def train(
         "fingerprint": encoder.fingerprint[:12],
     }
     print_rows([row], output_format)
-    _end(failures, failures_file)
+    _end(loaded.failures, failures_file)
 
 
 @cli.command()
@@ -204,7 +215,7 @@ def ingest(
     output_format: str | None,
     **columns: str,
 ) -> None:
-    """Encode SOURCE and store the codes in a Milvus collection.
+    r"""Encode SOURCE and store the codes in a Milvus collection.
 
     SOURCE is as for `train`, or `-` for JSON lines on stdin; items may lack the picture or the text. A run that was
     interrupted goes on where it stopped, and what is stored already is not encoded again. Items that cannot be used
@@ -216,14 +227,13 @@ def ingest(
       cmh-milvus ingest photos/ -m photos-64 --uri http://localhost:19530 -c photos
     """
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder
-    from cmh_milvus.ingestion import ingest_items
-    from cmh_milvus.datasets.files import read_items
     from cmh_milvus.encoders.feature_cache import FeatureCache
+    from cmh_milvus.ingestion import ingest_items
     from cmh_milvus.store import HashCollection, manifest_path
 
     encoder = CrossModalHashEncoder.from_pretrained(model, device=device)
     failures: list[tuple[str, str]] = []
-    items = _items(source, columns, failures)
+    items = iterate_items(source, columns, failures)
     manifest_file = manifest_path(uri, collection)
     with (
         HashCollection.open_or_create(uri, collection, encoder, token=token) as target,
@@ -236,7 +246,7 @@ def ingest(
             manifest=manifest_file,
             cache=None if cache is None else FeatureCache(cache),
             fields=fields,
-            progress=progress,
+            progress=lambda done: progress(done, None),
         )
         stored = target.count()
     failures += report.failures
@@ -269,7 +279,7 @@ def ingest(
     help="What to look among.  [default: pictures for a text, texts for a picture]",
 )
 @click.option("--filter", "filter_expression", help="Milvus filter, such as 'split == \"database\"'.")
-@click.option("--field", "fields", multiple=True, help="Stored column to show; repeatable.  [default: text and uri]")
+@click.option("--field", "fields", multiple=True, help="Stored column to show; repeatable.  [default: caption and uri]")
 @device_option
 @format_option
 def query(
@@ -287,7 +297,7 @@ def query(
     device: str,
     output_format: str | None,
 ) -> None:
-    """Search a collection by text or picture.
+    r"""Search a collection by text or picture.
 
     The nearest codes by Hamming distance, ties by key; with --radius every code within so many bits.
 
@@ -307,7 +317,7 @@ def query(
     if list(texts) == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
     encoder = CrossModalHashEncoder.from_pretrained(model, device=device)
-    shown = list(fields) or ["text", "uri"]
+    shown = list(fields) or ["caption", "uri"]
     rows: list[dict[str, Any]] = []
     with HashCollection.open(uri, collection, encoder, token=token) as target:
         ef = CrossModalHashEmbeddingFunction(encoder)
@@ -323,9 +333,7 @@ def query(
                     codes, limit=top or 10, modality=modality, filter=filter_expression, output_fields=shown
                 )
             else:
-                found = target.lookup(
-                    codes, radius, modality=modality, filter=filter_expression, output_fields=shown
-                )
+                found = target.lookup(codes, radius, modality=modality, filter=filter_expression, output_fields=shown)
             for question, hits in zip(asked, found, strict=True):
                 rows += [_hit_row(question, rank, hit, shown) for rank, hit in enumerate(hits, start=1)]
     if not rows:
@@ -346,7 +354,6 @@ def _hit_row(question: str, rank: int, hit: Hit, shown: Sequence[str]) -> dict[s
 @click.option("--token", envvar="MILVUS_TOKEN", show_envvar=True, help="Of a server that asks for one.")
 @click.option("-c", "--collection", default="items", show_default=True, help="Name of the collection.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="HTML page to write.")
-@click.option("--queries", default=0.1, show_default=True, help="Share of queries, if neither model nor data say.")
 @column_options
 @device_option
 @cache_option
@@ -359,13 +366,12 @@ def evaluate(
     token: str | None,
     collection: str,
     page: Path | None,
-    queries: float,
     device: str,
     cache: Path | None,
     output_format: str | None,
     **columns: str,
 ) -> None:
-    """Measure encoders on the held-out queries of SOURCE.
+    r"""Measure encoders on the held-out queries of SOURCE.
 
     SOURCE needs labels: relevant is what shares one with the query. The queries are those that `train` held out.
     Figures go to stdout, to evaluation.json in the (first) encoder's folder, and to the page of --report. With --uri
@@ -375,18 +381,55 @@ def evaluate(
     Example:
       cmh-milvus evaluate products.csv --label-column category -m products-64 --report products.html
     """
-    from cmh_milvus.encoders.encoder import CrossModalHashEncoder, write_json
-    from cmh_milvus.measuring import measure
+    from cmh_milvus.comparison import BASELINES, Candidate, compare, encode_pairs, train_candidate
+    from cmh_milvus.encoders.encoder import CrossModalHashEncoder, read_json, write_json
+    from cmh_milvus.report.page import SizeLine, render_page, write_page
     from cmh_milvus.store import HashCollection
 
     encoders = [CrossModalHashEncoder.from_pretrained(model, device=device) for model in models]
-    raise NotImplementedError
+    training = Path(models[0]) / "training.json"
+    record = read_json(training) if training.exists() else {}
+    loaded = evaluation_source(source, columns, encoders[0], record.get("split"), device=device, cache=cache)
+    candidates = []
+    for model, encoder in zip(models, encoders, strict=True):
+        if encoder.towers["image"].backbone_config != encoders[0].towers["image"].backbone_config or (
+            encoder.towers["text"].backbone_config != encoders[0].towers["text"].backbone_config
+        ):
+            raise SettingsError(f"{model} and {models[0]} have different backbones: evaluate them one by one")
+        codes = encode_pairs(encoder, loaded.features)
+        candidates.append(Candidate(Path(model).name, codes, encoder.fingerprint, record.get("seconds")))
+    if baselines:
+        for n_bits in sorted({encoder.n_bits for encoder in encoders}):
+            candidates += [train_candidate(loaded.features, method, n_bits) for method in BASELINES]
+    if uri is None:
+        report = compare(loaded.features, candidates, texts=loaded.texts)
+    else:
+        with HashCollection.open(uri, collection, encoders[0], token=token) as served:
+            report = compare(loaded.features, candidates, texts=loaded.texts, through=served)
+        through = report.through_collection
+        assert through is not None
+        say(f"through the collection: MAP differs by {through.difference:.1e}, {through.missing} rows are missing")
+    write_json(Path(models[0]) / "evaluation.json", report.to_json())
+    for finding in report.audit:
+        say(finding)
+    if page is not None:
+        sizes = [
+            SizeLine(f"hash code of {encoders[0].n_bits} bits", encoders[0].n_bits // 8),
+            SizeLine("text features, float32", loaded.features.text.shape[1] * 4),
+            SizeLine("picture features, float32", loaded.features.image.shape[1] * 4),
+        ]
+        write_page(page, render_page(f"Evaluation on {loaded.features.name}", report, sizes=sizes))
+        say(f"page: {page}")
+    print_rows(report.rows(), output_format)
+    if loaded.failures:
+        say(f"{len(loaded.failures)} items were left out; the first: {': '.join(loaded.failures[0])}")
+        click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
 @cli.command()
 @format_option
 def methods(output_format: str | None) -> None:
-    """List the methods of learning codes, and the backbones."""
+    """List the methods of learning codes."""
     from cmh_milvus.methods import get_method, list_methods
 
     rows = []
@@ -411,7 +454,7 @@ def methods(output_format: str | None) -> None:
 @click.option("-c", "--collection", default="items", show_default=True, help="Name of the collection.")
 @format_option
 def info(model: str | None, uri: str | None, token: str | None, collection: str, output_format: str | None) -> None:
-    """Show an encoder's folder, or a collection.
+    r"""Show an encoder's folder, or a collection.
 
     \b
     Examples:

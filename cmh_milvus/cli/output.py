@@ -110,11 +110,11 @@ def progress_bar(what: str) -> Iterator[Callable[..., None]]:
         return
     last = time.monotonic()
 
-    def line(done: int, total: int, note: str = "") -> None:
+    def line(done: int, total: int | None, note: str = "") -> None:
         nonlocal last
         if time.monotonic() - last >= LINE_EVERY:
             last = time.monotonic()
-            say(f"{what}: {done} of {total} {note}".rstrip())
+            say(f"{what}: {done}{'' if total is None else f' of {total}'} {note}".rstrip())
 
     yield line
 

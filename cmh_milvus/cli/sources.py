@@ -1,0 +1,212 @@
+"""From a SOURCE argument to items or features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cmh_milvus.cli.output import progress_bar
+from cmh_milvus.errors import DataError, SettingsError
+
+if TYPE_CHECKING:
+    from cmh_milvus.datasets.base import Item, PairedDataset, PairedFeatures, Split
+    from cmh_milvus.encoders.encoder import CrossModalHashEncoder
+    from cmh_milvus.encoders.feature_cache import FeatureCache
+
+EMOJI = "emoji"
+FEATURES_SUFFIX = ".npz"
+DEFAULT_BACKBONE = "clip"
+EMOJI_BACKBONES = ("efficientnet-lite2", "all-minilm-l6-v2")  # those of the features that come with the package
+
+Failures = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Features of SOURCE, ready to train on or to evaluate.
+
+    Attributes:
+        features: With a split.
+        backbones: Descriptions of the image and the text backbone.
+        texts: The items' texts, where they are known.
+        failures: (item id, reason) of what was left out.
+    """
+
+    features: PairedFeatures
+    backbones: tuple[Mapping[str, Any], Mapping[str, Any]]
+    texts: Sequence[str] | None
+    failures: Failures
+
+
+def iterate_items(source: str, columns: Mapping[str, Any], failures: Failures) -> Iterator[Item]:
+    """Items of SOURCE one by one; what is unusable is added to `failures`."""
+    if source == EMOJI:
+        from cmh_milvus.datasets.emoji import load_emoji
+
+        return iter(load_emoji().items)
+    if source.endswith(FEATURES_SUFFIX):
+        raise SettingsError(f"{source} holds features, and codes are made of pictures and texts: give those")
+    from cmh_milvus.datasets.files import read_items
+
+    return read_items(source, **columns, on_failure=lambda failure: failures.append((failure.id, failure.reason)))
+
+
+def training_source(
+    source: str,
+    columns: Mapping[str, Any],
+    *,
+    image_backbone: str | None,
+    text_backbone: str | None,
+    queries: float,
+    validation: float,
+    seed: int,
+    device: str,
+    cache: Path | None,
+) -> Source:
+    """Features to train on: SOURCE's own split where it has one, else random shares held out."""
+    from cmh_milvus.datasets.base import cut_split, cut_validation
+
+    for name, share in (("--queries", queries), ("--validation", validation)):
+        if not 0 <= share < 1:
+            raise SettingsError(f"{name} is a share between 0 and 1, got {share}")
+    if source.endswith(FEATURES_SUFFIX):
+        loaded = _features_file(source)
+        split = cut_validation(loaded.features.split, round(validation * len(loaded.features.split.train)), seed)
+        return _with_split(loaded, split)
+
+    dataset, failures = _pairs(source, columns)
+    n_query = round(queries * len(dataset))
+    if dataset.split is not None:
+        split = cut_validation(dataset.split, round(validation * len(dataset.split.train)), seed)
+    else:
+        n_validation = round(validation * (len(dataset) - n_query))
+        split = cut_split(len(dataset), n_query=n_query, n_validation=n_validation, seed=seed)
+    train_texts = [dataset.items[row].text or "" for row in split.train]
+    preferred = EMOJI_BACKBONES if source == EMOJI else (DEFAULT_BACKBONE, DEFAULT_BACKBONE)
+    image, text = image_backbone or preferred[0], text_backbone or preferred[1]
+    return _extract(dataset, failures, image, text, split, source, device, cache, train_texts)
+
+
+def evaluation_source(
+    source: str,
+    columns: Mapping[str, Any],
+    encoder: CrossModalHashEncoder,
+    held_out: Mapping[str, Sequence[str]] | None,
+    *,
+    device: str,
+    cache: Path | None,
+) -> Source:
+    """Features to evaluate an encoder on.
+
+    Args:
+        source: SOURCE.
+        columns: Column options.
+        encoder: Whose backbones make the features.
+        held_out: Ids of its "query" and "validation" rows; None if it keeps none.
+        device: Where to compute.
+        cache: Folder of features.
+
+    Raises:
+        DataError: SOURCE has no split of its own, and the encoder's queries are not in it.
+    """
+    if source.endswith(FEATURES_SUFFIX):
+        loaded = _features_file(source)
+        own = loaded.features.split
+        return _with_split(loaded, _split_by_ids(loaded.features.ids, held_out, source) if held_out else own)
+    dataset, failures = _pairs(source, columns)
+    split = _split_by_ids(dataset.ids, held_out, source) if held_out else dataset.split
+    if split is None:
+        raise DataError(
+            f"nobody knows which rows of {source} are queries: neither the data nor the encoder's training.json say; "
+            "train with `cmh-milvus train`, which holds some out"
+        )
+    image, text = (encoder.towers[modality].backbone_config for modality in ("image", "text"))
+    return _extract(dataset, failures, image, text, split, source, device, cache, ())
+
+
+def _split_by_ids(ids: Sequence[str], held_out: Mapping[str, Sequence[str]], source: str) -> Split:
+    from cmh_milvus.datasets.base import Split
+
+    query, validation = set(held_out["query"]), set(held_out["validation"])
+    is_query = np.array([item in query for item in ids])
+    is_validation = np.array([item in validation for item in ids])
+    if not is_query.any():
+        raise DataError(
+            f"none of the {len(query)} items that training held out is in {source}: evaluate on the data that the "
+            "encoder was trained on, with the same id column"
+        )
+    database = np.flatnonzero(~is_query)
+    return Split(
+        query=np.flatnonzero(is_query),
+        database=database,
+        train=np.flatnonzero(~is_query & ~is_validation),
+        validation=np.flatnonzero(is_validation),
+    )
+
+
+def _pairs(source: str, columns: Mapping[str, Any]) -> tuple[PairedDataset, Failures]:
+    if source == EMOJI:
+        from cmh_milvus.datasets.emoji import load_emoji
+
+        return load_emoji(), []
+    from cmh_milvus.datasets.files import load_paired
+
+    dataset, failures = load_paired(source, **columns)
+    return dataset, [(failure.id, failure.reason) for failure in failures]
+
+
+def _cache(source: str, folder: Path | None) -> FeatureCache | None:
+    from cmh_milvus.encoders.feature_cache import FeatureCache
+
+    if folder is not None:
+        return FeatureCache(folder)
+    if source == EMOJI:
+        from cmh_milvus.datasets.emoji import EMOJI_FEATURES
+
+        return FeatureCache(EMOJI_FEATURES, read_only=True)
+    return None
+
+
+def _extract(
+    dataset: PairedDataset,
+    failures: Failures,
+    image: str | Mapping[str, Any],
+    text: str | Mapping[str, Any],
+    split: Split,
+    source: str,
+    device: str,
+    cache: Path | None,
+    train_texts: Iterable[str],
+) -> Source:
+    from cmh_milvus.feature_extraction import extract_pairs, load_backbones
+
+    backbones = load_backbones(image, text, device, train_texts)
+    with progress_bar("encoding pictures") as progress:
+        extracted = extract_pairs(dataset, *backbones, split=split, cache=_cache(source, cache), progress=progress)
+    text_of = {item.id: item.text or "" for item in dataset.items}
+    return Source(
+        extracted.features,
+        (backbones[0].config(), backbones[1].config()),
+        [text_of[item] for item in extracted.features.ids],
+        failures + extracted.failures,
+    )
+
+
+def _features_file(source: str) -> Source:
+    from cmh_milvus.datasets.features import load_features
+    from cmh_milvus.encoders.backbones import load_backbone
+
+    features = load_features(Path(source))
+    image = load_backbone(f"precomputed:{features.image.shape[1]}", "image", "cpu")
+    text = load_backbone(f"precomputed:{features.text.shape[1]}", "text", "cpu")
+    return Source(features, (image.config(), text.config()), None, [])
+
+
+def _with_split(loaded: Source, split: Split) -> Source:
+    from dataclasses import replace
+
+    return replace(loaded, features=replace(loaded.features, split=split))
