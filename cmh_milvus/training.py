@@ -10,6 +10,8 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
+import pickle
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +36,7 @@ from cmh_milvus.ranking import distance_table, own_pair_ranks
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
+CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
 COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows is reported
 
 Progress = Callable[[int, int, str], None]
@@ -60,7 +63,7 @@ class TrainingSettings:
     method_settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     device: str = "auto"
-    validate_every: int = 5
+    validate_every: int = 10
     patience: int = 0
     refit: bool = True
 
@@ -214,18 +217,19 @@ class _Run:
         shuffle = torch.Generator().manual_seed(self.settings.seed)
         state = _StageState()
         self._resume(stage, method, optimizers, shuffle, state)
+        saved = time.monotonic()
+        patience = self.settings.patience or math.inf
         for epoch in range(state.epoch, epochs):
-            terms = self._epoch(method, train_data, optimizers, shuffle, epoch)
+            if state.looks_without_gain >= patience:
+                break
+            terms = self._epoch(method, train_data, optimizers, shuffle, epoch, epochs)
             state.epoch = epoch + 1
             entry: dict[str, float] = {"epoch": epoch + 1, **terms}
             if validate and ((epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == epochs):
                 entry |= self._validate(method)
                 if entry["score"] > state.best_score:
-                    state.best_score, state.best_epoch, state.looks_without_gain = (
-                        entry["score"],
-                        epoch + 1,
-                        0,
-                    )
+                    state.best_score, state.best_epoch = entry["score"], epoch + 1
+                    state.looks_without_gain = 0
                     state.best_weights = {
                         key: value.detach().cpu().clone() for key, value in method.state_dict().items()
                     }
@@ -236,9 +240,9 @@ class _Run:
             if self.progress is not None:
                 shown = ", ".join(f"{key} {value:.3f}" for key, value in entry.items() if key != "epoch")
                 self.progress(epoch + 1, epochs, f"{stage}: {shown}")
-            self._save(stage, method, optimizers, shuffle, state)
-            if self.settings.patience and state.looks_without_gain >= self.settings.patience:
-                break
+            if (epoch + 1) % self.settings.validate_every == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self._save(stage, method, optimizers, shuffle, state)
+                saved = time.monotonic()
         if state.best_weights is not None:
             method.load_state_dict(state.best_weights)
         if stage == "select":
@@ -252,16 +256,16 @@ class _Run:
         optimizers: Mapping[str, torch.optim.Optimizer],
         shuffle: torch.Generator,
         epoch: int,
+        epochs: int,
     ) -> dict[str, float]:
         """One pass of every phase; mean loss terms of the epoch."""
         method.train()
         n_batches = max(1, round(len(train_data) / self.config.batch_size))
-        sums: dict[str, float] = {}
-        counts: dict[str, int] = {}
+        terms: dict[str, list[torch.Tensor]] = {}
         for phase in method.phases(epoch):
             order = torch.randperm(len(train_data), generator=shuffle).to(self.device)
             for number, index in enumerate(order.tensor_split(n_batches)):
-                done = (epoch + number / n_batches) / self.config.epochs
+                done = (epoch + number / n_batches) / epochs
                 for name, rate in method.learning_rates(done).items():
                     for group in optimizers[name].param_groups:
                         group["lr"] = rate
@@ -271,11 +275,10 @@ class _Run:
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizers[step.optimizer].step()
                     for name, term in step.terms.items():
-                        sums[name] = sums.get(name, 0.0) + float(term.detach())
-                        counts[name] = counts.get(name, 0) + 1
+                        terms.setdefault(name, []).append(term.detach())
             method.end_phase(phase)
         method.end_epoch(epoch)
-        return {name: sums[name] / counts[name] for name in sums}
+        return {name: float(torch.stack(values).mean()) for name, values in terms.items()}
 
     def _validate(self, method: Method) -> dict[str, float]:
         """Score of the validation rows; half of them query, the other half joins the train rows as database.
@@ -348,17 +351,20 @@ class _Run:
         """Go on from the checkpoint, if there is one of this run and stage."""
         if self.checkpoint is None or not self.checkpoint.exists():
             return
-        content = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        try:
+            content = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise SettingsError(f"{self.checkpoint} is no checkpoint, or a damaged one: remove it") from error
         if content.get("format") != CHECKPOINT_FORMAT or content["identity"] != self.identity:
             raise SettingsError(
                 f"{self.checkpoint} belongs to a run with other data or settings: remove it, "
                 "or repeat that run's options"
             )
+        if content["stage"] == "select" and stage == "refit":
+            return  # written by the selection that has just ended
         self.history, self.chosen_epoch = content["history"], content["chosen_epoch"]
         if content["stage"] == "refit" and stage == "select":
             state.epoch, state.best_epoch = self.config.epochs, self.chosen_epoch
-            return
-        if content["stage"] != stage:
             return
         method.load_state_dict(content["method"])
         for name, optimizer in optimizers.items():

@@ -1,0 +1,300 @@
+"""The trainer's promises, on real emoji features: seeds, resume, validation, refusals."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from cmh_milvus import training
+from cmh_milvus.codes import binarize, pack
+from cmh_milvus.datasets.base import Split
+from cmh_milvus.errors import DataError, SettingsError
+from cmh_milvus.methods.duet import Duet
+from cmh_milvus.training import TrainingSettings, relaxed_codes, train
+
+QUICK = {"epochs": 6, "hidden": 32, "batch_size": 64}
+
+
+@pytest.fixture(scope="module")
+def data(emoji_features):
+    """400 pairs: 40 queries, 300 to train on, 60 to validate on."""
+    rows = np.random.default_rng(1).permutation(len(emoji_features.ids))[:400]
+    query, validation, rest = np.sort(rows[:40]), np.sort(rows[40:100]), np.sort(rows[100:])
+    database = np.sort(rows[40:])
+    return dataclasses.replace(emoji_features, split=Split(query, database, rest, validation))
+
+
+def settings(**changes):
+    defaults = {"n_bits": 16, "method_settings": QUICK, "device": "cpu", "validate_every": 2, "refit": False}
+    return TrainingSettings(**(defaults | changes))
+
+
+def weights(trained):
+    heads = {"image": trained.image_head, "text": trained.text_head}
+    return {f"{name}.{key}": value for name, head in heads.items() for key, value in head.state_dict().items()}
+
+
+def same(one, other):
+    one, other = weights(one), weights(other)
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(epoch, stage="select"):
+    def progress(done, of, line):
+        if done == epoch and line.startswith(stage):
+            raise Interrupted
+
+    return progress
+
+
+def train_with_interruptions(data, chosen, checkpoint, epochs, stage="select"):
+    """Train, killed after each of these epochs' checkpoints; progress is told before the checkpoint is written."""
+    for epoch in epochs:
+        with pytest.raises(Interrupted):
+            train(data, chosen, checkpoint=checkpoint, progress=interrupt_after(epoch, stage))
+        assert checkpoint.exists()
+    return train(data, chosen, checkpoint=checkpoint)
+
+
+def test_equal_seeds_give_equal_weights_and_leave_the_global_random_state_alone(data):
+    torch.manual_seed(7)
+    first = train(data, settings(seed=3))
+    drawn = torch.rand(1)
+    torch.manual_seed(8)
+    assert same(first, train(data, settings(seed=3)))
+    torch.manual_seed(7)
+    assert torch.equal(drawn, torch.rand(1))
+    assert not same(first, train(data, settings(seed=4)))
+
+
+@pytest.mark.parametrize("method", ["duet", "ugach"])
+def test_resumed_run_gives_exactly_the_unbroken_runs_weights(data, tmp_path, method):
+    quick = QUICK if method == "duet" else QUICK | {"pretraining": 1}
+    chosen = settings(method=method, method_settings=quick)
+    unbroken = train(data, chosen)
+    checkpoint = tmp_path / "deep" / "run.pt"
+    resumed = train_with_interruptions(data, chosen, checkpoint, [3, 5])
+    assert same(unbroken, resumed)
+    assert resumed.record["history"] == unbroken.record["history"]
+    assert resumed.record["chosen_epoch"] == unbroken.record["chosen_epoch"]
+    assert not checkpoint.exists()
+
+
+def test_run_resumed_while_it_refits_is_the_unbroken_run(data, tmp_path, monkeypatch):
+    scores = iter([0.1, 0.9, 0.2] * 2)
+    monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
+    chosen = settings(refit=True, validate_every=1, method_settings=QUICK | {"epochs": 3})
+    unbroken = train(data, chosen)
+    resumed = train_with_interruptions(data, chosen, tmp_path / "run.pt", [2], stage="refit")
+    assert unbroken.record["chosen_epoch"] == resumed.record["chosen_epoch"] == 2
+    assert same(unbroken, resumed)
+    assert resumed.record["history"] == unbroken.record["history"]
+
+
+def test_run_that_patience_ended_is_not_trained_further_when_resumed(data, tmp_path, monkeypatch):
+    scores = [0.5, 0.4, 0.3, 0.9]
+    seen = []
+
+    def validate(run, method):
+        seen.append(scores[len(seen)])
+        return {"score": seen[-1], "distinct": 1.0}
+
+    monkeypatch.setattr(training._Run, "_validate", validate)
+    chosen = settings(patience=2, validate_every=1, refit=True)
+    with pytest.raises(Interrupted):
+        train(data, chosen, checkpoint=tmp_path / "run.pt", progress=interrupt_after(1, "refit"))
+    assert seen == [0.5, 0.4, 0.3]
+    resumed = train(data, chosen, checkpoint=tmp_path / "run.pt")
+    assert seen == [0.5, 0.4, 0.3]
+    assert resumed.record["chosen_epoch"] == 1
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"n_bits": 24}, {"method_settings": QUICK | {"hidden": 40}}])
+def test_checkpoint_of_another_run_is_refused(data, tmp_path, change):
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        train(data, settings(), checkpoint=checkpoint, progress=interrupt_after(3))
+    before = checkpoint.read_bytes()
+    with pytest.raises(SettingsError, match="other data or settings"):
+        train(data, settings(**change), checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == before
+
+
+def test_damaged_checkpoint_is_refused_in_words(data, tmp_path):
+    (tmp_path / "run.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(SettingsError, match=r"run\.pt"):
+        train(data, settings(), checkpoint=tmp_path / "run.pt")
+
+
+def test_closed_form_methods_train_at_once_on_train_and_validation_rows(data, tmp_path):
+    trained = train(data, settings(method="cca_itq", method_settings={}), checkpoint=tmp_path / "run.pt")
+    split = data.split
+    both = np.sort(np.concatenate([split.train, split.validation]))
+    merged = dataclasses.replace(data, split=dataclasses.replace(split, train=both, validation=both[:0]))
+    assert same(trained, train(merged, settings(method="cca_itq", method_settings={})))
+    assert trained.record["history"] == []
+    assert not (tmp_path / "run.pt").exists()
+
+
+def test_query_rows_change_nothing(data):
+    poisoned = dataclasses.replace(
+        data, image=data.image.copy(), text=data.text.copy(), labels=data.labels.copy()
+    )
+    rng = np.random.default_rng(0)
+    query = data.split.query
+    poisoned.image[query] = 1e4 * rng.standard_normal(data.image[query].shape)
+    poisoned.text[query] = -1e4
+    poisoned.labels[query] = ~data.labels[query]
+    for method in ("duet", "cca_itq"):
+        clean = train(data, settings(method=method, method_settings=QUICK if method == "duet" else {}))
+        other = train(poisoned, settings(method=method, method_settings=QUICK if method == "duet" else {}))
+        assert same(clean, other)
+        assert clean.record["history"] == other.record["history"]
+
+
+def test_labels_change_nothing_for_methods_of_pairs(data):
+    flipped = dataclasses.replace(data, labels=~data.labels)
+    quick = {"method": "ucch", "method_settings": QUICK | {"negatives": 32}}
+    clean, other = (train(which, settings(**quick)) for which in (data, flipped))
+    assert same(clean, other)
+    assert clean.record["history"] == other.record["history"]
+
+
+def test_best_epoch_on_validation_rows_is_kept(data, monkeypatch):
+    scores = [0.3, 0.8, 0.5, 0.4, 0.1, 0.1]
+    snapshots = []
+
+    def validate(run, method):
+        snapshots.append({key: value.clone() for key, value in method.image_head.state_dict().items()})
+        return {"score": scores[len(snapshots) - 1], "distinct": 1.0}
+
+    monkeypatch.setattr(training._Run, "_validate", validate)
+    trained = train(data, settings(validate_every=1))
+    assert trained.record["chosen_epoch"] == 2
+    kept = trained.image_head.state_dict()
+    assert all(torch.equal(kept[key], value) for key, value in snapshots[1].items())
+    assert not all(torch.equal(kept[key], value) for key, value in snapshots[3].items())
+
+
+def test_refit_trains_afresh_on_train_and_validation_rows(data, monkeypatch):
+    scores = iter([0.3, 0.8, 0.5, 0.4, 0.1, 0.1])
+    monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
+    sizes = []
+    make = training._Run._make
+
+    def record_sizes(run, rows):
+        sizes.append(len(rows))
+        return make(run, rows)
+
+    monkeypatch.setattr(training._Run, "_make", record_sizes)
+    trained = train(data, settings(validate_every=1, refit=True))
+    assert sizes == [300, 360]
+    assert trained.record["chosen_epoch"] == 2
+    assert trained.record["refit_on_validation"]
+
+
+def test_without_validation_rows_the_last_epoch_is_kept(data):
+    split = dataclasses.replace(data.split, validation=data.split.validation[:0])
+    trained = train(dataclasses.replace(data, split=split), settings(refit=True))
+    assert trained.record["chosen_epoch"] == QUICK["epochs"]
+    assert all("score" not in entry for entry in trained.record["history"])
+
+
+def test_patience_stops_early(data, monkeypatch):
+    scores = iter([0.5, 0.4, 0.3, 0.9])
+    monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
+    trained = train(data, settings(validate_every=1, patience=2))
+    assert len(trained.record["history"]) == 3
+    assert trained.record["chosen_epoch"] == 1
+
+
+def test_collapse_is_reported(data, caplog, monkeypatch):
+    """Heads whose outputs are all alike: the trainer looks at the codes, and says so."""
+
+    def collapse(method, epoch):
+        with torch.no_grad():
+            method.image_head.output.weight.zero_()
+            method.image_head.output.bias.fill_(1.0)
+
+    monkeypatch.setattr(Duet, "end_epoch", collapse)
+    with caplog.at_level(logging.WARNING):
+        trained = train(data, settings())
+    assert "collapsed" in caplog.text
+    assert trained.record["history"][-1]["distinct"] < 0.01
+
+
+def test_healthy_codes_are_not_reported(data, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(data, settings(n_bits=64))
+    assert "collapsed" not in caplog.text
+
+
+def test_validation_database_is_partly_untrained(data):
+    """MAP of the recorded score is of half of the validation rows against the other half and the train rows."""
+    seen = []
+    table = training.distance_table
+
+    def spy(query_codes, database_codes, query_labels, database_labels, **options):
+        seen.append((query_labels, database_labels))
+        return table(query_codes, database_codes, query_labels, database_labels, **options)
+
+    patch = pytest.MonkeyPatch()
+    with patch.context() as context:
+        context.setattr(training, "distance_table", spy)
+        train(data, settings(method_settings=QUICK | {"epochs": 1}))
+    query_labels, database_labels = seen[0]
+    assert len(query_labels) == 30
+    assert len(database_labels) == 330
+    rows = np.concatenate([data.split.validation, data.split.train])
+    expected = np.sort(data.labels[rows].sum(axis=0))
+    assert np.array_equal(np.sort(query_labels.sum(axis=0) + database_labels.sum(axis=0)), expected)
+
+
+def test_record_is_json_and_says_how(data):
+    record = train(data, settings(seed=5)).record
+    assert json.loads(json.dumps(record)) == record
+    assert record["method"] == "duet"
+    assert record["seed"] == 5
+    assert record["config"]["hidden"] == 32
+    assert record["data"]["n_train"] == 300
+    assert record["data"]["split_fingerprint"] == data.split.fingerprint()
+    assert [entry["epoch"] for entry in record["history"]] == [1, 2, 3, 4, 5, 6]
+    assert {"label", "pair", "soft"} <= record["history"][0].keys()
+
+
+def test_code_of_an_item_is_its_own(data):
+    head = train(data, settings()).image_head
+    features = data.image[:50]
+    whole = pack(binarize(relaxed_codes(head, features)))
+    single = np.concatenate([pack(binarize(relaxed_codes(head, features[i : i + 1]))) for i in range(50)])
+    assert np.array_equal(whole, single)
+    assert np.array_equal(whole, pack(binarize(relaxed_codes(head, features, batch_size=7))))
+    assert relaxed_codes(head, features[:0]).shape == (0, 16)
+
+
+def test_impossible_runs_are_refused_in_words(data):
+    with pytest.raises(SettingsError, match="no method 'dream'"):
+        train(data, settings(method="dream"))
+    with pytest.raises(SettingsError, match="no setting 'colour'"):
+        train(data, settings(method_settings={"colour": 1}))
+    with pytest.raises(SettingsError, match="epochs of method duet is int"):
+        train(data, settings(method_settings={"epochs": "many"}))
+    with pytest.raises(SettingsError):
+        settings(n_bits=12)
+    with pytest.raises(SettingsError):
+        settings(validate_every=0)
+    with pytest.raises(DataError, match="train rows"):
+        train(dataclasses.replace(data, split=dataclasses.replace(data.split, train=data.split.train[:1])), settings())
+    with pytest.raises(DataError, match="none"):
+        train(dataclasses.replace(data, labels=None), settings(method="dcmh", method_settings={}))
+    broken = data.image.copy()
+    broken[3, 4] = np.nan
+    with pytest.raises(DataError, match="NaN"):
+        train(dataclasses.replace(data, image=broken), settings())
