@@ -1,0 +1,53 @@
+"""Small data for the tests of methods: real emoji features, and random ones for formulas."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from cmh_milvus.datasets.base import Split
+from cmh_milvus.methods.base import TrainData
+
+N_TRAIN, N_QUERY = 400, 60
+
+SMALL = {
+    "hidden": 64,
+    "width": 64,
+    "epochs": 15,
+    "batch_size": 50,
+    "negatives": 64,
+    "clusters": 60,
+    "pretraining": 12,
+    "teacher_epochs": 10,
+}
+"""Settings that make any method quick; those that a method does not have are left out."""
+
+
+def small_settings(method):
+    """Settings for a small data set, and the paper-sized ones left out."""
+    fields = {field.name: field.default for field in dataclasses.fields(method.Config)}
+    settings = {name: value for name, value in SMALL.items() if name in fields}
+    if "negatives" in settings:
+        settings["negatives"] = min(settings["negatives"], fields["negatives"])
+    return settings
+
+
+@pytest.fixture(scope="session")
+def small_emoji(emoji_features):
+    """Emoji pairs of the commonest labels: 400 to train on, 60 queries."""
+    rows = np.random.default_rng(0).permutation(len(emoji_features.ids))[: N_TRAIN + N_QUERY]
+    train, query = np.sort(rows[:N_TRAIN]), np.sort(rows[N_TRAIN:])
+    split = Split(query=query, database=train, train=train, validation=np.zeros(0, dtype=np.int64))
+    return dataclasses.replace(emoji_features, split=split)
+
+
+@pytest.fixture
+def small_train_data(small_emoji):
+    """The train rows of `small_emoji`, with labels."""
+    rows = small_emoji.split.train
+    return TrainData(
+        torch.from_numpy(small_emoji.image[rows]),
+        torch.from_numpy(small_emoji.text[rows]),
+        torch.from_numpy(small_emoji.labels[rows].astype(np.float32)),
+    )
