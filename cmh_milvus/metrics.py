@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import cached_property, lru_cache, wraps
 from typing import Any, Concatenate, Literal, ParamSpec, get_args
 
 import numpy as np
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 P = ParamSpec("P")
 
-_BLOCK_CELLS = 1 << 17  # cells of a table worked on at once: temporaries of 1 MB
+_BLOCK_CELLS = 1 << 15  # cells of a table worked on at once: temporaries of 256 KB
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,19 @@ class DistanceTable:
 
     def total(self) -> Ints:
         """Items at each distance: int64 (n_query, n_bits + 1)."""
-        return np.asarray(self.counts.sum(axis=2, dtype=np.int64))
+        return _over_grades(self.counts, 0)
 
     def relevant(self) -> Ints:
         """Relevant items at each distance: int64 (n_query, n_bits + 1)."""
-        return np.asarray(self.counts[:, :, 1:].sum(axis=2, dtype=np.int64))
+        return _over_grades(self.counts, 1)
 
     def grade_totals(self) -> Ints:
         """Database items of each grade, unranked ones among them: int64 (n_query, n_grades)."""
-        totals = np.asarray(self.counts.sum(axis=1, dtype=np.int64))
+        return self._grade_totals
+
+    @cached_property
+    def _grade_totals(self) -> Ints:
+        totals = np.stack([self.counts[:, :, g].sum(axis=1, dtype=np.int64) for g in range(len(self.gains))], axis=1)
         return totals if self.unranked is None else totals + self.unranked.astype(np.int64)
 
     def n_relevant(self) -> Ints:
@@ -122,6 +126,14 @@ class DistanceTable:
             rows = slice(start, start + step)
             unranked = None if self.unranked is None else self.unranked[rows]
             yield DistanceTable(self.counts[rows], self.gains, unranked)
+
+
+def _over_grades(counts: NDArray[Any], first: int) -> Ints:
+    """Sum over the grades from `first` on: a plane at a time, many times faster than a reduction of a short axis."""
+    total = np.zeros(counts.shape[:2], dtype=np.int64)
+    for grade in range(first, counts.shape[2]):
+        total += counts[:, :, grade]
+    return total
 
 
 def _two_grades(counts: NDArray[Any]) -> NDArray[Any]:
@@ -167,9 +179,12 @@ def _check(ties: str, k: int = 1) -> None:
         raise SettingsError(f"a cut-off must be at least 1, got {k}")
 
 
+@lru_cache(maxsize=1)
 def _harmonic(n: int) -> Floats:
-    """Harmonic numbers 0 to n."""
-    return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
+    """Harmonic numbers 0 to n, read-only."""
+    numbers = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
+    numbers.flags.writeable = False
+    return numbers
 
 
 def _nan_where_none_relevant(values: Floats, table: DistanceTable) -> Floats:

@@ -230,7 +230,7 @@ def test_unranked_items_count_as_relevant_but_never_found():
     counts = whole.counts.copy()
     counts[0, 2, 1] = 0
     table = DistanceTable(counts, GAINS, np.array([[0, 1, 0, 0]], dtype=np.uint32))
-    assert table.n_database == 3
+    assert (table.n_query, table.n_bits, table.n_database) == (1, N_BITS, 3)
     assert metrics.average_precision(table) == pytest.approx([0.5])
     assert metrics.precision_recall_by_radius(table).recall[0, -1] == 0.5
     assert metrics.ndcg_at_k(table, 3)[0] == pytest.approx(1 / (1 + 1 / math.log2(3)))

@@ -1,5 +1,7 @@
 """Counting kernels, explicit orders and own pairs against loops."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,26 @@ def test_blocks_add_up(monkeypatch):
         for table in tables:
             np.testing.assert_array_equal(table.counts, tables[0].counts)
             assert (table.total().sum(axis=1) == 1000).all()
+
+
+def test_compiles_where_no_folder_keeps_the_result():
+    names = {}
+    exec("def twice(x): return 2 * x", names)  # of no file: numba finds no folder for it
+    assert compiled_backend._compile(names["twice"])(21) == 42
+
+
+@pytest.mark.parametrize("backend", ["numpy", "compiled"])
+def test_memory_above_the_inputs_is_small(backend):
+    """At NUS-WIDE's size: a matrix of distances would take 155 MB for these 100 queries alone."""
+    rng = np.random.default_rng(0)
+    codes, labels = rng.integers(0, 256, (193_749, 8), dtype=np.uint8), rng.random((193_749, 21)) < 0.1
+    tracemalloc.start()
+    try:
+        metrics.mean_average_precision(distance_table(codes[:100], codes, labels[:100], labels, backend=backend))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6
 
 
 @pytest.mark.gpu

@@ -157,7 +157,7 @@ def _check_labels(labels: Labels, n: int, name: str) -> NDArray[np.bool_]:
         raise SettingsError(f"{name} labels have shape ({n}, n_labels), one row a code; got {labels.shape}")
     if labels.dtype == np.bool_:
         return labels
-    if not np.isin(labels, (0, 1)).all():
+    if not ((labels == 0) | (labels == 1)).all():
         raise DataError(f"{name} labels hold values other than 0 and 1: give a multi-hot matrix")
     return labels.astype(np.bool_)
 
