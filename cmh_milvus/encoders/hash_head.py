@@ -22,6 +22,8 @@ class HashHeadConfig:
         batch_norm: Batch normalisation after each hidden linear layer.
         dropout: After each hidden layer, while training.
         input_dropout: On the scaled features, while training.
+        centroids: Where above 0, an item is described by its memberships of that many centroids in place of its
+            scaled features.
     """
 
     in_dim: int
@@ -30,6 +32,7 @@ class HashHeadConfig:
     batch_norm: bool = False
     dropout: float = 0.0
     input_dropout: float = 0.0
+    centroids: int = 0
 
     def __post_init__(self) -> None:
         check_n_bits(self.n_bits)
@@ -82,6 +85,25 @@ class FeatureScaling(nn.Module):
         return (self._weigh(features) - self.shift) * self.gain
 
 
+class CentroidMemberships(nn.Module):
+    """Features (n, dim) -> memberships (n, n_centroids): inverse squared distances, summing to 1.
+
+    The centroids are a buffer, zero until a method sets them.
+    """
+
+    centroids: Tensor
+
+    def __init__(self, n_centroids: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("centroids", torch.zeros(n_centroids, dim))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Memberships of features, float (n, dim)."""
+        squared = torch.cdist(features, self.centroids).square()
+        closeness = 1 / squared.clamp(min=1e-6)
+        return closeness / closeness.sum(dim=1, keepdim=True)
+
+
 class HashHead(nn.Module):
     """Features (n, in_dim) -> code activations (n, n_bits); bit 1 where an activation is >= 0.
 
@@ -94,6 +116,9 @@ class HashHead(nn.Module):
         self.scaling = FeatureScaling(config.in_dim)
         layers: list[nn.Module] = [nn.Dropout(config.input_dropout)]
         width = config.in_dim
+        if config.centroids:
+            layers.append(CentroidMemberships(config.centroids, width))
+            width = config.centroids
         for hidden in config.hidden:
             layers.append(nn.Linear(width, hidden))
             if config.batch_norm:
