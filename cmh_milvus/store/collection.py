@@ -43,7 +43,7 @@ Index = Literal["BIN_FLAT", "BIN_IVF_FLAT"]
 Consistency = Literal["Strong", "Session", "Bounded", "Eventually"]
 
 _T = TypeVar("_T")
-_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _OWN_FIELDS = ("pk", "item_id", "modality", "code")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _Found = tuple[int, str, Mapping[str, Any]]  # distance, pk, fields
@@ -164,7 +164,7 @@ class HashCollection:
 
         Args:
             uri: Path that ends in `.db` (Milvus Lite), or `http://host:19530`.
-            name: Letters, digits and underscores.
+            name: Letters, digits and underscores, no digit first.
             encoder: Whose codes it will hold.
             token: Of the server.
             index: `BIN_FLAT` is exact. `BIN_IVF_FLAT` (servers only) is faster from millions of rows on, misses some
@@ -176,10 +176,13 @@ class HashCollection:
             StoreError: The collection exists, or Milvus cannot be reached.
         """
         check_n_bits(encoder.n_bits)
+        _check_name(name)
         connection = Connection(uri, token, timeout)
         try:
             if connection.call("has_collection", name):
-                raise StoreError(f"the collection {name!r} at {uri} exists already: open it, or give another name")
+                raise StoreError(
+                    f"the collection {name!r} at {connection.uri} exists already: open it, or give another name"
+                )
             return cls._create(connection, name, encoder, index)
         except BaseException:
             connection.close()
@@ -208,11 +211,14 @@ class HashCollection:
             EncoderMismatch: The collection holds codes of another encoder.
             StoreError: There is no such collection, it is not one of cmh-milvus, or Milvus cannot be reached.
         """
+        _check_name(name)
         connection = Connection(uri, token, timeout)
         try:
             if not connection.call("has_collection", name):
                 present = ", ".join(sorted(connection.call("list_collections"))) or "none"
-                raise StoreError(f"there is no collection {name!r} at {uri} (present: {present}): ingest first")
+                raise StoreError(
+                    f"there is no collection {name!r} at {connection.uri} (present: {present}): ingest first"
+                )
             return cls._open(connection, name, encoder)
         except BaseException:
             connection.close()
@@ -237,6 +243,7 @@ class HashCollection:
             StoreError: It is not a collection of cmh-milvus, or Milvus cannot be reached.
         """
         check_n_bits(encoder.n_bits)
+        _check_name(name)
         connection = Connection(uri, token, timeout)
         try:
             if connection.call("has_collection", name):
@@ -390,7 +397,7 @@ class HashCollection:
             got = f"{len(row.code) * 8} bits" if isinstance(row.code, bytes) else f"a {type(row.code).__name__}"
             raise bad(f"its code is {got}, and the collection takes bytes of {self.n_bits} bits")
         for name in row.fields:
-            if name in _OWN_FIELDS or not _FIELD_NAME.fullmatch(name):
+            if name in _OWN_FIELDS or not _NAME.fullmatch(name):
                 raise bad(f"a field cannot be named {name!r}: give letters, digits and _, and none of {_OWN_FIELDS}")
         try:
             if len(_pk(row.item_id, "").encode()) > MAX_ID_BYTES + 1:
@@ -674,9 +681,14 @@ def _output_fields(names: Sequence[str]) -> list[str]:
         raise SettingsError(f"output fields are a list of names: give [{names!r}]")
     for name in names:
         # Milvus Lite ends, or retries for ever, over a name that is none, and gives some codes as None.
-        if name != "*" and (name in _OWN_FIELDS or not _FIELD_NAME.fullmatch(name)):
+        if name != "*" and (name in _OWN_FIELDS or not _NAME.fullmatch(name)):
             raise SettingsError(f"{name!r} cannot be an output field: give names of fields (`codes` gives the codes)")
     return ["$meta"] if "*" in names else list(names)
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise SettingsError(f"a collection cannot be named {name!r}: give letters, digits and _, no digit first")
 
 
 def _order(hit: _Found) -> tuple[int, str]:

@@ -50,7 +50,8 @@ class Connection:
 
     def __init__(self, uri: str, token: str | None = None, timeout: float = TIMEOUT) -> None:
         self.lite_file = lite_file(uri)
-        self.uri = uri if self.lite_file is None else str(self.lite_file)
+        self._target = uri if self.lite_file is None else str(self.lite_file)
+        self.uri = re.sub(r"//[^/@]*@", "//", self._target)  # without user and password: it goes into messages
         self.timeout = timeout
         self._token = token or ""
         self._client: MilvusClient | None = None
@@ -92,7 +93,7 @@ class Connection:
         server = getattr(servers, "_servers", {}).get(str(self.lite_file))
         connections = client._manager.get_stats()["connections"]
         shared = any(other["address"] == address and other["client_count"] for other in connections)
-        if server is not None and server.uds_path == address and (broken or not shared):
+        if getattr(server, "uds_path", None) == address and (broken or not shared):  # Lite 3 has no such process
             servers.release_server(str(self.lite_file))
 
     def _connect(self) -> None:
@@ -100,7 +101,7 @@ class Connection:
             _check_lite_file(self.lite_file)
         with milvus_errors(self.uri, "connect"):
             # A connection of its own: pymilvus keeps a broken shared one in its registry.
-            self._client = MilvusClient(self.uri, token=self._token, timeout=CONNECT_TIMEOUT, dedicated=True)
+            self._client = MilvusClient(self._target, token=self._token, timeout=CONNECT_TIMEOUT, dedicated=True)
 
 
 def lite_file(uri: str) -> Path | None:
@@ -127,7 +128,7 @@ def milvus_errors(uri: str, action: str) -> Iterator[None]:
     """Turn what pymilvus raises into `StoreError`: the one place that does."""
     try:
         yield
-    except (MilvusException, grpc.RpcError, OSError, RuntimeError) as error:
+    except (MilvusException, grpc.RpcError, OSError, RuntimeError, ValueError) as error:
         raise _translated(error, uri, action) from error
 
 
