@@ -133,6 +133,8 @@ class EvaluationReport:
                     "MAP@all worst": measured.map_worst,
                     "own median rank": measured.own_median_rank,
                     "distinct": result.distinct,
+                    "n_query": self.data["n_query"],
+                    "n_database": self.data["n_database"],
                     "chance": self.chance[direction],
                 }
                 rows.append(row)
@@ -140,7 +142,7 @@ class EvaluationReport:
 
 
 class RankedKeys(Protocol):
-    """A complete ranking: keys `<item_id>#<modality>`, and their distances in bits, (n,)."""
+    """A complete ranking: primary keys (`store.Row.pk`), and their distances in bits, (n,)."""
 
     @property
     def pks(self) -> list[str]:
@@ -178,8 +180,10 @@ class BruteForceRanker:
 
     def rank(self, codes: Sequence[bytes], *, modality: str | None = None) -> Iterator[_Ranked]:
         """See `Ranker`."""
+        from cmh_milvus.store import Row
+
         modalities = [modality] if modality else sorted(self.codes)
-        keys = np.array([f"{item}#{name}" for name in modalities for item in self.ids])
+        keys = np.array([Row(item, name, b"").pk for name in modalities for item in self.ids])
         database = np.concatenate([self.codes[name] for name in modalities])
         for code in codes:
             distances = hamming_distances(from_bytes([code]), database)[0]
@@ -290,6 +294,8 @@ def evaluate_through(ranker: Ranker, codes: Mapping[str, PackedCodes], data: Pai
         codes: "image" and "text" packed codes of all items.
         data: Ids, labels and split.
     """
+    from cmh_milvus.store import Row  # pymilvus takes a second to import, and most evaluations need none
+
     split, labels = data.split, require_labels(data)
     database_labels = labels[split.database].astype(np.float32)
     difference, missing, wrong = 0.0, 0, 0
@@ -298,7 +304,7 @@ def evaluate_through(ranker: Ranker, codes: Mapping[str, PackedCodes], data: Pai
         exact = distance_table(
             query_codes, codes[other][split.database], labels[split.query], labels[split.database], grading="binary"
         )
-        position = {f"{data.ids[row]}#{other}": i for i, row in enumerate(split.database)}
+        position = {Row(data.ids[row], other, b"").pk: i for i, row in enumerate(split.database)}
         counts = np.zeros(exact.counts.shape, dtype=np.uint32)
         unranked = np.zeros((len(query_codes), 2), dtype=np.uint32)
         for i, ranking in enumerate(ranker.rank(to_bytes(query_codes), modality=other)):

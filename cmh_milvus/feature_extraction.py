@@ -93,7 +93,7 @@ def load_backbones(
         train_texts: Texts of the train rows.
     """
     chosen = str(resolve_device(device))
-    text_backbone = load_backbone(text, "text", chosen)
+    image_backbone, text_backbone = load_backbone(image, "image", chosen), load_backbone(text, "text", chosen)
     if isinstance(text_backbone, BagOfWords) and not text_backbone.dim:
         text_backbone.fit(train_texts)
-    return load_backbone(image, "image", chosen), text_backbone
+    return image_backbone, text_backbone

@@ -119,7 +119,7 @@ def _pending(
             continue
         fields = _fields(item, names)
         made_of = content_hash(source, json.dumps(fields, sort_keys=True, default=str))
-        if manifest is not None and manifest.done(f"{item.id}#{modality}", made_of):
+        if manifest is not None and manifest.done(Row(item.id, modality, b"").pk, made_of):
             report.skipped += 1
         else:
             pending.append(_Pending(item.id, source, fields, made_of))

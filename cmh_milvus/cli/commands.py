@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cmh_milvus.cli.output import FORMATS, print_rows, progress_bar, say, write_failures
-from cmh_milvus.cli.sources import evaluation_source, iterate_items, training_source
+from cmh_milvus.cli.sources import evaluation_source, feature_cache, iterate_items, training_source
 from cmh_milvus.errors import CmhError, SettingsError
 
 if TYPE_CHECKING:
@@ -227,7 +227,6 @@ def ingest(
       cmh-milvus ingest photos/ -m photos-64 --uri http://localhost:19530 -c photos
     """
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder
-    from cmh_milvus.encoders.feature_cache import FeatureCache
     from cmh_milvus.ingestion import ingest_items
     from cmh_milvus.store import HashCollection, manifest_path
 
@@ -244,7 +243,7 @@ def ingest(
             items,
             encoder,
             manifest=manifest_file,
-            cache=None if cache is None else FeatureCache(cache),
+            cache=feature_cache(source, cache),
             fields=fields,
             progress=lambda done: progress(done, None),
         )

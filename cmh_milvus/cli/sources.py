@@ -159,7 +159,8 @@ def _pairs(source: str, columns: Mapping[str, Any]) -> tuple[PairedDataset, Fail
     return dataset, [(failure.id, failure.reason) for failure in failures]
 
 
-def _cache(source: str, folder: Path | None) -> FeatureCache | None:
+def feature_cache(source: str, folder: Path | None) -> FeatureCache | None:
+    """The cache in `folder`; without one, that of the emoji where they are the source."""
     from cmh_milvus.encoders.feature_cache import FeatureCache
 
     if folder is not None:
@@ -186,7 +187,9 @@ def _extract(
 
     backbones = load_backbones(image, text, device, train_texts)
     with progress_bar("encoding pictures") as progress:
-        extracted = extract_pairs(dataset, *backbones, split=split, cache=_cache(source, cache), progress=progress)
+        extracted = extract_pairs(
+            dataset, *backbones, split=split, cache=feature_cache(source, cache), progress=progress
+        )
     text_of = {item.id: item.text or "" for item in dataset.items}
     return Source(
         extracted.features,

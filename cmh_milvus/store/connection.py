@@ -21,6 +21,8 @@ CONNECT_TIMEOUT = 10.0  # seconds
 RECONNECT_WAITS = (0.2, 1.0, 3.0)  # seconds before each new client, once a connection has broken
 LITE_LOCK_WAIT = 5.0  # seconds; Milvus Lite's child outlives a killed process by up to 3
 
+KEEPALIVE_MS = 300_000  # pymilvus's 10 s is more than a Milvus allows: it breaks connections that wait on an encoder
+
 LITE_PIN = "milvus-lite==2.5.2rc1"
 _SERVER_SCHEMES = ("http://", "https://", "tcp://", "unix:")
 _LITE_NAME = re.compile(r"[A-Za-z0-9._-]{1,36}")  # Lite's own rule, which it states in a RuntimeError
@@ -101,7 +103,13 @@ class Connection:
             _check_lite_file(self.lite_file)
         with milvus_errors(self.uri, "connect"):
             # A connection of its own: pymilvus keeps a broken shared one in its registry.
-            self._client = MilvusClient(self._target, token=self._token, timeout=CONNECT_TIMEOUT, dedicated=True)
+            self._client = MilvusClient(
+                self._target,
+                token=self._token,
+                timeout=CONNECT_TIMEOUT,
+                dedicated=True,
+                grpc_options={"grpc.keepalive_time_ms": KEEPALIVE_MS},
+            )
 
 
 def lite_file(uri: str) -> Path | None:

@@ -1,0 +1,390 @@
+"""The command line, as its users meet it: output, errors, exit codes."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cmh_milvus.cli import cli
+from cmh_milvus.codes import from_bytes, hamming_distances
+
+OFFLINE = ["--image-backbone", "efficientnet-lite2", "--text-backbone", "all-minilm-l6-v2"]
+QUICK = ["--set", "epochs=2", "--set", "hidden=32", "--bits", "16"]
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("MILVUS_URI", "MILVUS_TOKEN", "CMH_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(*arguments, **kwargs):
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments], **kwargs)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def lines(result):
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def shop(emoji, tmp_path_factory):
+    """A user's own data: 60 pictures, a CSV beside them, two of the pictures bad."""
+    folder = tmp_path_factory.mktemp("shop")
+    rows = []
+    for number, item in enumerate(emoji.items[::31][:60]):
+        name = f"{item.id}.webp"
+        shutil.copy(item.image, folder / name)
+        rows.append(
+            {"sku": f"sku-{number}", "photo": name, "title": item.text, "kind": "|".join(item.labels), "price": number}
+        )
+    (folder / rows[7]["photo"]).write_bytes((folder / rows[7]["photo"]).read_bytes()[:200])
+    (folder / rows[8]["photo"]).write_text("I am a text")
+    with (folder / "shop.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "shop.csv"
+
+
+COLUMNS = [
+    "--id-column", "sku", "--image-column", "photo", "--text-column", "title",
+    "--label-column", "kind", "--label-separator", "|",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def emoji_db(encoder, emoji_codes, emoji, tmp_path_factory):
+    """A collection of every emoji, ingested by the library."""
+    from cmh_milvus.codes import to_bytes
+    from cmh_milvus.store import HashCollection, Row
+
+    uri = str(tmp_path_factory.mktemp("db") / "emoji.db")
+    with HashCollection.create(uri, "items", encoder) as collection:
+        for modality, codes in emoji_codes.items():
+            collection.upsert(
+                Row(item.id, modality, code, {"caption": item.text, "labels": list(item.labels)})
+                for item, code in zip(emoji.items, to_bytes(codes), strict=True)
+            )
+    return uri
+
+
+def test_own_data_from_csv_to_figures(shop, tmp_path):
+    """train, ingest, query, info and evaluate on a user's own table, bad pictures among good ones."""
+    cache = ["--cache", tmp_path / "cache"]
+    trained = run("train", shop, "-o", "enc", *COLUMNS, *OFFLINE, *QUICK, *cache, "--queries", "0.2")
+    assert trained.exit_code == 3, trained.stderr
+    (row,) = lines(trained)
+    assert row["n_bits"] == 16
+    assert row["train"] + row["validation"] < 58
+    failed = [json.loads(line) for line in Path("enc.failures.jsonl").read_text().splitlines()]
+    assert [failure["id"] for failure in failed] == ["sku-7", "sku-8"]
+    assert "2 items failed, listed in enc.failures.jsonl" in trained.stderr
+    assert not Path("enc.checkpoint").exists()
+
+    ingested = run("ingest", shop, "-m", "enc", "--uri", "shop.db", *COLUMNS, *cache, "--field", "price")
+    assert ingested.exit_code == 3, ingested.stderr
+    (row,) = lines(ingested)
+    assert (row["ingested"], row["already there"], row["failed"], row["rows"]) == (118, 0, 2, 118)
+    again = run("ingest", shop, "-m", "enc", "--uri", "shop.db", *COLUMNS, *cache, "--field", "price")
+    (row,) = lines(again)
+    assert (row["ingested"], row["already there"], row["rows"]) == (0, 118, 118)
+
+    found = run("query", "-m", "enc", "--uri", "shop.db", "-t", "smile", "-n", "3", "--field", "price")
+    assert found.exit_code == 0
+    assert [hit["rank"] for hit in lines(found)] == [1, 2, 3]
+    assert {hit["modality"] for hit in lines(found)} == {"image"}
+    assert all(hit["price"] == hit["item"].removeprefix("sku-") for hit in lines(found))
+
+    about = {row["what"]: row["value"] for row in lines(run("info", "enc"))}
+    assert (about["method"], about["n_bits"]) == ("duet", 16)
+    about = {row["what"]: row["value"] for row in lines(run("info", "--uri", "shop.db"))}
+    assert (about["pictures"], about["texts"]) == (58, 60)
+
+    measured = run("evaluate", shop, "-m", "enc", *COLUMNS, *cache, "--uri", "shop.db", "--report", "page.html")
+    assert measured.exit_code == 3, measured.stderr
+    rows = lines(measured)
+    assert {row["encoder"] for row in rows} == {"enc", "CCA-ITQ", "random projection"}
+    assert all(0 <= row["MAP@all worst"] <= row["MAP@all"] <= row["MAP@all best"] <= 1 for row in rows)
+    assert "MAP differs by 0.0e+00, 0 rows are missing" in measured.stderr
+    assert "<svg" in Path("page.html").read_text()
+    assert json.loads(Path("enc/evaluation.json").read_text())["data"]["n_query"] == rows[0]["n_query"] == 11
+
+
+def test_query_equals_brute_force(encoder, encoder_folder, emoji_db, emoji, emoji_codes):
+    result = run("query", "-m", encoder_folder, "--uri", emoji_db, "-t", "red apple fruit", "-n", "5")
+    assert result.exit_code == 0, result.stderr
+    from cmh_milvus import CrossModalHashEmbeddingFunction
+
+    code = CrossModalHashEmbeddingFunction(encoder).encode_texts(["red apple fruit"])
+    exact = hamming_distances(from_bytes(code), emoji_codes["image"])[0]
+    expected = sorted((int(d), f"{item.id}#image", item) for d, item in zip(exact, emoji.items, strict=True))[:5]
+    hits = lines(result)
+    assert [(hit["distance"], hit["item"]) for hit in hits] == [(d, item.id) for d, _, item in expected]
+    assert hits[0]["caption"] == expected[0][2].text
+
+
+def test_query_options(encoder_folder, emoji_db, emoji):
+    base = ["query", "-m", encoder_folder, "--uri", emoji_db]
+    picture = emoji.items[0].image
+    assert {hit["modality"] for hit in lines(run(*base, "-i", picture, "-n", "4"))} == {"text"}
+    both = lines(run(*base, "-i", picture, "--find", "both", "-n", "40"))
+    assert (both[0]["item"], both[0]["distance"]) == (emoji.items[0].id, 0)
+    flags = lines(run(*base, "-t", "a flag", "--filter", 'json_contains(labels, "flags")', "--field", "labels"))
+    assert flags
+    assert all("flags" in hit["labels"] for hit in flags)
+    near = lines(run(*base, "-t", "a flag", "--radius", "6"))
+    assert near
+    assert max(hit["distance"] for hit in near) <= 6
+    nothing = run(*base, "-t", "a flag", "--filter", 'caption == "no such"')
+    assert (nothing.exit_code, nothing.stdout) == (0, "")
+    assert "nothing found" in nothing.stderr
+    two = lines(run(*base, "-t", "-", "-n", "1", input="a ship\n\na tree\n"))
+    assert [hit["query"] for hit in two] == ["a ship", "a tree"]
+
+
+@pytest.mark.parametrize("output_format", ["table", "json", "jsonl", "csv", "html"])
+def test_formats(encoder_folder, emoji_db, output_format):
+    result = run("query", "-m", encoder_folder, "--uri", emoji_db, "-t", "tree", "-n", "2", "--format", output_format)
+    assert result.exit_code == 0
+    if output_format == "json":
+        assert len(json.loads(result.stdout)) == 2
+    elif output_format == "jsonl":
+        assert len(lines(result)) == 2
+    elif output_format == "csv":
+        assert [row["rank"] for row in csv.DictReader(io.StringIO(result.stdout))] == ["1", "2"]
+    elif output_format == "html":
+        assert result.stdout.count("<tr>") == 3
+    else:
+        assert "distance" in result.stdout
+
+
+def test_pipe_that_closes_early(encoder_folder, emoji_db):
+    """`... | head -1` prints one line and nothing else."""
+    command = (
+        f"{sys.executable} -m cmh_milvus query -m {encoder_folder} --uri {emoji_db} --text tree --radius 64 "
+        "--format jsonl | head -n 1"
+    )
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_help_is_light():
+    """No torch, no pymilvus, under a second (three tries: the machine may be busy)."""
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        "from click.testing import CliRunner; from cmh_milvus.cli import cli\n"
+        "for arguments in (['--help'], ['train', '--help'], ['query', '--help']):\n"
+        "    assert CliRunner().invoke(cli, arguments).exit_code == 0\n"
+        "heavy = {'torch', 'transformers', 'pymilvus', 'pyarrow', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "import cmh_milvus; assert not {'torch', 'pymilvus'} & set(sys.modules)\n"
+        "print(time.process_time())"
+    )
+    seconds = [
+        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(seconds) < 1
+
+
+def test_methods():
+    rows = lines(run("methods"))
+    assert {"duet", "dcmh", "cca_itq", "random_projection"} <= {row["method"] for row in rows}
+    assert all(row["title"] and row["published"] for row in rows)
+
+
+# Bad input: a clear sentence and the documented exit code
+
+
+def fails(result, exit_code, *words):
+    assert result.exit_code == exit_code, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+def test_second_encoder_is_refused(shop, emoji_db, tmp_path):
+    run("train", shop, "-o", "other", *COLUMNS, *OFFLINE, *QUICK, "--cache", tmp_path / "cache")
+    before = run("info", "--uri", emoji_db).stdout
+    for command in (["ingest", shop, *COLUMNS], ["query", "-t", "x"]):
+        fails(
+            run(*command, "-m", "other", "--uri", emoji_db), 4, "64-bit codes", "16-bit codes", "into a new collection"
+        )
+    assert run("info", "--uri", emoji_db).stdout == before
+
+
+def test_bits_not_a_multiple_of_8():
+    fails(run("train", "emoji", "-o", "x", "--bits", "60"), 2, "60 bits", "multiple of 8")
+
+
+def test_unknown_method():
+    fails(run("train", "emoji", "-o", "x", "--method", "magic"), 2, "magic", "duet")
+
+
+def test_unknown_setting():
+    fails(run("train", "emoji", "-o", "x", "--set", "speed=11"), 2, "speed", "pair_weight")
+    fails(run("train", "emoji", "-o", "x", "--set", "speed"), 2, "NAME=VALUE")
+    fails(run("train", "emoji", "-o", "x", "--set", "epochs=many"), 2, "epochs", "int")
+
+
+def test_missing_source():
+    fails(run("train", "nothing.csv", "-o", "x", *OFFLINE), 1, "nothing.csv")
+
+
+def test_empty_folder(encoder_folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    fails(run("train", "empty", "-o", "x", *OFFLINE), 1, "empty")
+    fails(run("ingest", "empty", "-m", encoder_folder, "--uri", "x.db"), 1, "empty")
+
+
+def test_wrong_column(shop):
+    fails(run("train", shop, "-o", "x", "--text-column", "name", *OFFLINE), 2, "'name'", "'title'")
+
+
+def test_unknown_backbone(shop):
+    fails(run("train", shop, "-o", "x", *COLUMNS, "--image-backbone", "resnet"), 2, "resnet", "efficientnet-lite2")
+
+
+def test_hub_out_of_reach(shop):
+    fails(run("train", shop, "-o", "x", *COLUMNS), 1, "clip", "efficientnet-lite2")
+
+
+def test_no_encoder(emoji_db):
+    fails(run("query", "-m", "nothing", "--uri", emoji_db, "-t", "x"), 1, "nothing", "no encoder folder")
+
+
+def test_absent_server(encoder_folder):
+    fails(run("query", "-m", encoder_folder, "--uri", "http://127.0.0.1:9", "-t", "x"), 1, "127.0.0.1:9")
+
+
+def test_absent_collection(encoder_folder, emoji_db):
+    fails(run("query", "-m", encoder_folder, "--uri", emoji_db, "-c", "cats", "-t", "x"), 1, "cats", "items")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere: run as another user to test this")
+def test_read_only_folder_by_mode(encoder_folder, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    fails(run("train", "emoji", "-o", "locked/x", *QUICK), 1, "locked")
+
+
+@pytest.mark.skipif(not Path("/proc/1").is_dir(), reason="needs /proc, where not even root can make files")
+def test_read_only_folder():
+    fails(run("train", "emoji", "-o", "/proc/enc", *QUICK), 1, "/proc")
+
+
+def test_bad_picture_as_query(encoder_folder, emoji_db):
+    Path("cat.jpg").write_text("meow")
+    fails(run("query", "-m", encoder_folder, "--uri", emoji_db, "-i", "cat.jpg"), 1, "cat.jpg")
+    fails(run("query", "-m", encoder_folder, "--uri", emoji_db, "-i", "absent.jpg"), 1, "absent.jpg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["query", "-m", "x"], "--text or --image"),
+        (["query", "-m", "x", "-t", "a", "-n", "3", "-r", "2"], "--top and --radius"),
+        (["query", "-m", "x", "-t", "a", "-n", "0"], "0 is not in the range"),
+        (["info"], "encoder's folder"),
+        (["train", "emoji"], "--output"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_wrong_usage(arguments, words):
+    fails(run(*arguments), 2, words)
+
+
+def huge_png(path, side):
+    """A one-bit PNG of side x side pixels, small on disk."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    squeeze = zlib.compressobj(9)
+    row = b"\0" * (1 + (side + 7) // 8)
+    data = b"".join(squeeze.compress(row * 100) for _ in range(side // 100)) + squeeze.flush()
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+def test_one_bad_item_never_ends_an_ingest(encoder_folder, emoji, tmp_path):
+    """Truncated, mislabelled, huge, missing, empty, duplicate, outside: all listed, the good ones stored."""
+    good = emoji.items[3].image
+    shutil.copy(good, "good.webp")
+    Path("short.webp").write_bytes(good.read_bytes()[:300])
+    Path("text.jpg").write_text("I am a text")
+    Path("empty.png").touch()
+    huge_png(tmp_path / "huge.png", 30_000)
+    rows = [
+        {"id": "good", "image": "good.webp", "text": "a face"},
+        {"id": "short", "image": "short.webp", "text": "b"},
+        {"id": "mislabelled", "image": "text.jpg"},
+        {"id": "empty", "image": "empty.png"},
+        {"id": "huge", "image": "huge.png"},
+        {"id": "missing", "image": "absent.jpg"},
+        {"id": "no caption", "image": "good.webp", "text": ""},
+        {"id": "good", "text": "again"},
+        {"id": "outside", "image": "../../etc/passwd"},
+        {"id": "x" * 600, "text": "an id that Milvus has no room for"},
+        {"id": "last", "text": "the end"},
+    ]
+    Path("items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = run("ingest", "items.jsonl", "-m", encoder_folder, "--uri", "bad.db")
+    assert result.exit_code == 3, result.stderr
+    listed = [json.loads(line) for line in Path("bad.items.failures.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in listed} == {row["id"] for row in rows} - {"last"}
+    assert all(row["reason"] for row in listed)
+    hits = lines(run("query", "-m", encoder_folder, "--uri", "bad.db", "-t", "the end", "--find", "both"))
+    assert {(hit["item"], hit["modality"]) for hit in hits} == {
+        ("good", "image"), ("good", "text"), ("last", "text"), ("short", "text"),
+    }  # fmt: skip
+
+
+def test_ingest_from_stdin(encoder_folder):
+    rows = [{"id": "1", "text": "a cat"}, {"id": "2", "text": "a dog"}]
+    stdin = "".join(json.dumps(row) + "\n" for row in rows)
+    result = run("ingest", "-", "-m", encoder_folder, "--uri", "in.db", input=stdin)
+    assert result.exit_code == 0, result.stderr
+    assert lines(result)[0]["rows"] == 2
+
+
+def test_interrupted_training_goes_on(tmp_path, monkeypatch):
+    """Ctrl-C: exit code 130, a checkpoint; the same command ends with the codes of an unbroken run."""
+    arguments = ["train", "emoji", "--set", "epochs=20", "--set", "hidden=16", "--bits", "8"]
+    whole = lines(run(*arguments, "-o", "whole"))[0]
+
+    import cmh_milvus.training as training
+
+    validate = training._Run._validate
+    calls = []
+
+    def interrupted(self, method):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return validate(self, method)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_validate", interrupted)
+        broken = run(*arguments, "-o", "enc")
+    assert broken.exit_code == 130
+    assert "run the same command again" in broken.stderr
+    assert Path("enc.checkpoint").exists()
+    assert not Path("enc").exists()
+    assert lines(run(*arguments, "-o", "enc"))[0]["fingerprint"] == whole["fingerprint"]
+    assert not Path("enc.checkpoint").exists()
