@@ -54,11 +54,11 @@ class DchmtConfig:
         epochs: Passes over the train rows [100].
     """
 
-    theta: float = 0.5
+    theta: float = 0.25
     hidden: int = 1024
     dropout: float = 0.5
     input_dropout: float = 0.2
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2
     weight_decay: float = 0.01
     batch_size: int = 256
     epochs: int = 40

@@ -26,8 +26,8 @@ Departures (authors' code in brackets):
   losses, the two codes, distillation and contrast at both grains are.
 - tanh is odd and rising, so sign(h^g + h^l) is the sign of the sum of the two activations: one hash head, whose output
   layer is W beside a block-diagonal part of the w_k.
-- The contrast's weight falls from 50 to 1 and that of the quantisation, epochs, rate and widths are set for features:
-  at 50 the labels hardly count. AdamW, one cycle [30 epochs, rate 1e-3, 2e-6 for CLIP, warm-up 5 %].
+- Weights, epochs, rate and widths are set for features: the paper's contrast of 50 drowns the labels there, and its
+  quantisation and distillation freeze the codes early. AdamW, one cycle [30 epochs, 1e-3, 2e-6 for CLIP, warm-up 5 %].
 - s is not clamped to 64; softplus needs no clamp. B is renewed each epoch.
 """
 
@@ -51,12 +51,12 @@ class MithConfig:
     """Settings; in brackets the paper's where it differs.
 
     Attributes:
-        local: Weight of J1.
+        local: Weight of J1 [1].
         whole: Weight of J2.
-        quantization: Weight of J3.
+        quantization: Weight of J3 [8].
         contrast: Weight of J4 [50].
         concept_weight: Weight of the concepts' contrast within J4.
-        distillation: Weight of J5.
+        distillation: Weight of J5 [1].
         temperature: Of both contrasts.
         hidden: Width W of z [512].
         concept: Width c of a concept [512].
@@ -68,18 +68,18 @@ class MithConfig:
         epochs: Passes over the train rows.
     """
 
-    local: float = 1.0
+    local: float = 10.0
     whole: float = 10.0
-    quantization: float = 8.0
+    quantization: float = 0.5
     contrast: float = 1.0
     concept_weight: float = 0.01
-    distillation: float = 1.0
+    distillation: float = 0.01
     temperature: float = 0.07
     hidden: int = 512
     concept: int = 8
     dropout: float = 0.5
     input_dropout: float = 0.2
-    learning_rate: float = 2e-3
+    learning_rate: float = 5e-3
     weight_decay: float = 0.01
     batch_size: int = 128
     epochs: int = 30

@@ -31,7 +31,7 @@ Departures (authors' code in brackets):
 - Sums are means: over pairs in (1) and (2), over entries in (3) and (4); so the weights do not depend on n and b.
 - Nets on backbone features, with batch normalisation and dropout, whose hidden layer is F^m [CNN-F; a pooling pyramid
   over the bag of words, which takes neighbouring words of the vocabulary for related ones]. The label net has no LRN.
-- alpha, the passes, the rates and the epochs are set for features [all weights 1; rates fall by a factor of sqrt 10 an
+- alpha, delta, the passes, the rates and the epochs are set for features [all weights 1; rates fall by sqrt 10 an
   epoch, so that about five epochs train; up to 15 passes].
 - S is 1, not 0.999; sign(0) = +1.
 """
@@ -61,7 +61,7 @@ class SsahConfig:
         gamma: Weight of the codes' likelihood, eq. 2.
         beta: Weight of the quantisation, eq. 3.
         eta: Weight of the label prediction, eq. 4.
-        delta: Weight of the adversarial term, eq. 6.
+        delta: Weight of the adversarial term, eq. 6 [1].
         hidden: Width W of the semantic features [512].
         dropout: On the semantic features of image and text [0].
         input_dropout: On the scaled backbone features [0].
@@ -76,13 +76,13 @@ class SsahConfig:
     gamma: float = 1.0
     beta: float = 1.0
     eta: float = 1.0
-    delta: float = 0.1
+    delta: float = 0.01
     hidden: int = 1024
     dropout: float = 0.5
     input_dropout: float = 0.2
     label_passes: int = 2
     modality_passes: int = 3
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     batch_size: int = 128
     epochs: int = 20
 
