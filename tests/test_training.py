@@ -144,9 +144,7 @@ def test_closed_form_methods_train_at_once_on_train_and_validation_rows(data, tm
 
 
 def test_query_rows_change_nothing(data):
-    poisoned = dataclasses.replace(
-        data, image=data.image.copy(), text=data.text.copy(), labels=data.labels.copy()
-    )
+    poisoned = dataclasses.replace(data, image=data.image.copy(), text=data.text.copy(), labels=data.labels.copy())
     rng = np.random.default_rng(0)
     query = data.split.query
     poisoned.image[query] = 1e4 * rng.standard_normal(data.image[query].shape)

@@ -198,5 +198,5 @@ def nearest_rows(unit: Tensor, k: int, block: int = 1024) -> tuple[Tensor, Tenso
     Returns:
         Inner products (n, k), falling along a row, and the row numbers, int64 (n, k).
     """
-    nearest = [(rows @ unit.T).topk(min(k, len(unit)), dim=1) for rows in unit.split(block)]
+    nearest = [(rows @ unit.T).topk(min(k, len(unit)), dim=1) for rows in torch.split(unit, block)]
     return torch.cat([found.values for found in nearest]), torch.cat([found.indices for found in nearest])

@@ -40,7 +40,7 @@ from cmh_milvus.methods.cca_itq import itq_rotation
 
 
 @dataclass(frozen=True)
-class Config:
+class CmfhConfig:
     """Settings; in brackets the paper's where it differs.
 
     Attributes:
@@ -48,14 +48,14 @@ class Config:
         mu: Weight of the prediction.
         gamma: Weight of the regularisation, relative to n [0.01, absolute].
         ridge: gamma / mu of eq. 3, relative to n [0.0001, absolute].
-        iterations: Rounds of eq. 2 to 4.
+        iterations: Rounds of eq. 2 to 4 [25].
     """
 
     image_weight: float = 0.5
     mu: float = 100.0
     gamma: float = 1e-4
-    ridge: float = 0.1
-    iterations: int = 25
+    ridge: float = 1.0
+    iterations: int = 15
     batch_size: int = 1
     epochs: int = 1
 
@@ -64,25 +64,38 @@ def update_basis(latent: Tensor, features: Tensor, gamma: float) -> Tensor:
     """Eq. 2: Y (n, K), X (n, d) -> U (K, d)."""
     gram = latent.T @ latent
     gram.diagonal().add_(gamma)
-    return torch.linalg.solve(gram, latent.T @ features)
+    basis: Tensor = torch.linalg.solve(gram, latent.T @ features)
+    return basis
 
 
-def update_projection(features: Tensor, latent: Tensor, ridge: float) -> Tensor:
-    """Eq. 3 with ridge = gamma / mu: X (n, d), Y (n, K) -> W (d, K)."""
+def factorize(features: Tensor, ridge: float) -> Tensor:
+    """Cholesky factor of the matrix that eq. 3 inverts, ridge = gamma / mu: X (n, d) -> (d, d)."""
     gram = features.T @ features
     gram.diagonal().add_(ridge)
-    return torch.linalg.solve(gram, features.T @ latent)
+    factor: Tensor = torch.linalg.cholesky(gram)
+    return factor
+
+
+def update_projection(features: Tensor, latent: Tensor, factor: Tensor) -> Tensor:
+    """Eq. 3: X (n, d), Y (n, K), factor (d, d) -> W (d, K)."""
+    return torch.cholesky_solve(features.T @ latent, factor)
 
 
 def update_latent(
-    features: list[Tensor], bases: list[Tensor], projections: list[Tensor], weights: list[float], mu: float, gamma: float
+    features: list[Tensor],
+    bases: list[Tensor],
+    projections: list[Tensor],
+    weights: list[float],
+    mu: float,
+    gamma: float,
 ) -> Tensor:
     """Eq. 4: X_t, U_t, W_t, a_t -> Y (n, K)."""
     views = list(zip(features, bases, projections, weights, strict=True))
     left = sum((a * (x @ (u.T + mu * w)) for x, u, w, a in views), start=torch.zeros((), dtype=features[0].dtype))
     right = sum((a * (u @ u.T) for _, u, _, a in views), start=torch.zeros((), dtype=features[0].dtype))
     right.diagonal().add_(sum(weights) * (mu + gamma))
-    return torch.linalg.solve(right, left, left=False)
+    latent: Tensor = torch.linalg.solve(right, left, left=False)
+    return latent
 
 
 class CMFH(Method):
@@ -98,10 +111,10 @@ class CMFH(Method):
         year=2014,
         url="https://doi.org/10.1109/CVPR.2014.267",
     )
-    Config = Config
-    config: Config
+    Config = CmfhConfig
+    config: CmfhConfig
 
-    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+    def __init__(self, train: TrainData, n_bits: int, config: CmfhConfig) -> None:
         super().__init__(train, n_bits, config)
         self.image_head = HashHead(HashHeadConfig(train.image.shape[1], n_bits))
         self.text_head = HashHead(HashHeadConfig(train.text.shape[1], n_bits))
@@ -120,13 +133,13 @@ class CMFH(Method):
         weights = [config.image_weight, 1 - config.image_weight]
         gamma = config.gamma * n
         latent = torch.randn(n, self.n_bits, generator=generator, dtype=torch.float64).to(train.image.device)
-        ridges = [config.ridge * x.square().sum().item() / x.shape[1] for x in views]
+        factors = [factorize(x, config.ridge * x.square().sum().item() / x.shape[1]) for x in views]
         for _ in range(config.iterations):
             bases = [update_basis(latent, x, gamma) for x in views]
-            projections = [update_projection(x, latent, ridge) for x, ridge in zip(views, ridges, strict=True)]
+            projections = [update_projection(x, latent, factor) for x, factor in zip(views, factors, strict=True)]
             latent = update_latent(views, bases, projections, weights, config.mu, config.gamma)
         latent = latent @ itq_rotation(latent, self.n_bits, config.iterations, generator)
-        for head, x, mean, ridge in zip(heads, views, means, ridges, strict=True):
-            projection = update_projection(x, latent, ridge)
+        for head, x, mean, factor in zip(heads, views, means, factors, strict=True):
+            projection = update_projection(x, latent, factor)
             head.output.weight.copy_(projection.T / x.shape[1] ** 0.5)
             head.output.bias.copy_(-(mean @ projection))

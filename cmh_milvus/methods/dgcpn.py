@@ -38,12 +38,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
+from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, nearest_rows, one_cycle
 
 
 @dataclass(frozen=True)
-class Config:
+class DgcpnConfig:
     """Settings; in brackets the paper's where it differs.
 
     Attributes:
@@ -104,9 +104,10 @@ def coherence_loss(
     image, text = F.normalize(image_code, dim=1), F.normalize(text_code, dim=1)
     across, images, texts = image @ text.T, image @ image.T, text @ text.T
     off_diagonal = 1 - torch.eye(len(target), device=target.device)
+    structure = [((u - target) * off_diagonal).square().mean() for u in (images, texts, across)]
     return {
         "pairs": (across.diagonal() - pull).square().mean(),
-        "structure": dw * sum(((u - target) * off_diagonal).square().mean() for u in (images, texts, across)),
+        "structure": dw * torch.stack(structure).sum(),
         "consistency": cw
         * (
             F.mse_loss(across, images)
@@ -118,7 +119,7 @@ def coherence_loss(
 
 
 def signs(activations: Tensor) -> Tensor:
-    """sign F, without gradient."""
+    """Sign F, without gradient."""
     return torch.where(activations.detach() >= 0, 1.0, -1.0)
 
 
@@ -134,30 +135,17 @@ class DGCPN(Method):
         year=2021,
         url="https://arxiv.org/abs/2012.13538",
     )
-    Config = Config
-    config: Config
+    Config = DgcpnConfig
+    config: DgcpnConfig
 
     neighbours: Tensor
     weights: Tensor
 
-    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+    def __init__(self, train: TrainData, n_bits: int, config: DgcpnConfig) -> None:
         super().__init__(train, n_bits, config)
-
-        def head(features: Tensor) -> HashHead:
-            made = HashHead(
-                HashHeadConfig(
-                    in_dim=features.shape[1],
-                    n_bits=n_bits,
-                    hidden=(config.hidden,),
-                    batch_norm=True,
-                    dropout=config.dropout,
-                    input_dropout=config.input_dropout,
-                )
-            )
-            made.scaling.fit(features)
-            return made
-
-        self.image_head, self.text_head = head(train.image), head(train.text)
+        shape = (config.hidden,), config.dropout, config.input_dropout
+        self.image_head = HashHead.fitted(train.image, n_bits, *shape)
+        self.text_head = HashHead.fitted(train.text, n_bits, *shape)
         k = max(1, min(round(config.neighbours * len(train)), config.max_neighbours, len(train) - 1))
         weights, neighbours = nearest_rows(joint_features(train.image, train.text, config.a1), k + 1)
         itself = neighbours == torch.arange(len(train), device=neighbours.device)[:, None]

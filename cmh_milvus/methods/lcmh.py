@@ -33,7 +33,7 @@ from cmh_milvus.methods.cca_itq import canonical_directions
 
 
 @dataclass(frozen=True)
-class Config:
+class LcmhConfig:
     """Settings.
 
     Attributes:
@@ -51,7 +51,7 @@ class Config:
 
 def nearest_centroids(features: Tensor, centroids: Tensor, block: int = 8192) -> Tensor:
     """Row number of the nearest centroid: (n, d), (k, d) -> int64 (n,)."""
-    return torch.cat([torch.cdist(rows, centroids).argmin(dim=1) for rows in features.split(block)])
+    return torch.cat([torch.cdist(rows, centroids).argmin(dim=1) for rows in torch.split(features, block)])
 
 
 def k_means(features: Tensor, k: int, iterations: int, generator: torch.Generator) -> Tensor:
@@ -79,10 +79,10 @@ class LCMH(Method):
         year=2013,
         url="https://doi.org/10.1145/2502081.2502107",
     )
-    Config = Config
-    config: Config
+    Config = LcmhConfig
+    config: LcmhConfig
 
-    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+    def __init__(self, train: TrainData, n_bits: int, config: LcmhConfig) -> None:
         super().__init__(train, n_bits, config)
         clusters = min(max(config.clusters, n_bits), len(train))
         if clusters < n_bits:
@@ -102,10 +102,8 @@ class LCMH(Method):
             head.scaling.fit(features)
             scaled = head.scaling(features)
             description = next(layer for layer in head.layers if isinstance(layer, CentroidMemberships))
-            description.centroids.copy_(
-                k_means(scaled, head.config.centroids, self.config.iterations, generator)
-            )
-            memberships.append(torch.cat([description(rows) for rows in scaled.split(8192)]).double())
+            description.centroids.copy_(k_means(scaled, head.config.centroids, self.config.iterations, generator))
+            memberships.append(torch.cat([description(rows) for rows in torch.split(scaled, 8192)]).double())
         centred = [p - p.mean(dim=0) for p in memberships]
         maps = canonical_directions(centred[0], centred[1], self.n_bits, self.config.ridge)
         for head, p, w in zip(heads, memberships, maps, strict=True):

@@ -36,12 +36,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
-from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
+from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle
 
 
 @dataclass(frozen=True)
-class Config:
+class UcchConfig:
     """Settings; in brackets the paper's where it differs.
 
     Attributes:
@@ -83,7 +83,7 @@ def unit_code(activations: Tensor) -> Tensor:
 
 
 def code_signs(memory: Tensor) -> Tensor:
-    """sgn v: +1 where v >= 0, else -1, same shape and dtype."""
+    """Sgn v: +1 where v >= 0, else -1, same shape and dtype."""
     return torch.where(memory >= 0, 1.0, -1.0).to(memory.dtype)
 
 
@@ -134,29 +134,16 @@ class UCCH(Method):
         year=2023,
         url="https://doi.org/10.1109/TPAMI.2022.3177356",
     )
-    Config = Config
-    config: Config
+    Config = UcchConfig
+    config: UcchConfig
 
     memory: Tensor
 
-    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+    def __init__(self, train: TrainData, n_bits: int, config: UcchConfig) -> None:
         super().__init__(train, n_bits, config)
-
-        def head(features: Tensor) -> HashHead:
-            made = HashHead(
-                HashHeadConfig(
-                    in_dim=features.shape[1],
-                    n_bits=n_bits,
-                    hidden=(config.hidden,),
-                    batch_norm=True,
-                    dropout=config.dropout,
-                    input_dropout=config.input_dropout,
-                )
-            )
-            made.scaling.fit(features)
-            return made
-
-        self.image_head, self.text_head = head(train.image), head(train.text)
+        shape = (config.hidden,), config.dropout, config.input_dropout
+        self.image_head = HashHead.fitted(train.image, n_bits, *shape)
+        self.text_head = HashHead.fitted(train.text, n_bits, *shape)
         signs = code_signs(torch.randn(len(train), n_bits, device=train.image.device))
         self.register_buffer("memory", F.normalize(signs, dim=1))
 

@@ -40,12 +40,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
+from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, nearest_rows, one_cycle
 
 
 @dataclass(frozen=True)
-class Config:
+class UgachConfig:
     """Settings; in brackets the paper's where it differs.
 
     Attributes:
@@ -81,7 +81,7 @@ class Config:
 
 
 def squared_distances(h: Tensor, others: Tensor) -> Tensor:
-    """d of all pairs: (b, K), (m, K) -> (b, m)."""
+    """D of all pairs: (b, K), (m, K) -> (b, m)."""
     return h.square().sum(dim=1)[:, None] - 2 * h @ others.T + others.square().sum(dim=1)[None, :]
 
 
@@ -103,10 +103,10 @@ def policy_gradient(log_probability: Tensor, reward: Tensor) -> Tensor:
     return -((reward - reward.mean()).detach() * log_probability).mean()
 
 
-def relaxed_pair(head: nn.Module, features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """h of two feature matrices of one modality, in one pass through the net."""
-    first, second = torch.sigmoid(head(torch.cat([features, others]))).split([len(features), len(others)])
-    return first, second
+def relaxed_pair(head: HashHead, features: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """H of two feature matrices of one modality, in one pass through the net."""
+    relaxed = torch.sigmoid(head(torch.cat([features, others])))
+    return relaxed[: len(features)], relaxed[len(features) :]
 
 
 class HashNets(nn.Module):
@@ -129,30 +129,20 @@ class UGACH(Method):
         year=2018,
         url="https://arxiv.org/abs/1712.00358",
     )
-    Config = Config
-    config: Config
+    Config = UgachConfig
+    config: UgachConfig
 
     neighbours: Tensor
 
-    def __init__(self, train: TrainData, n_bits: int, config: Config) -> None:
+    def __init__(self, train: TrainData, n_bits: int, config: UgachConfig) -> None:
         super().__init__(train, n_bits, config)
         self.train_data = train
-
-        def head(features: Tensor) -> HashHead:
-            made = HashHead(
-                HashHeadConfig(
-                    in_dim=features.shape[1],
-                    n_bits=n_bits,
-                    hidden=(config.hidden,),
-                    dropout=config.dropout,
-                    input_dropout=config.input_dropout,
-                )
-            )
-            made.scaling.fit(features)
-            return made
-
-        self.image_head, self.text_head = head(train.image), head(train.text)
-        self.generator = HashNets(head(train.image), head(train.text))
+        shape = (config.hidden,), config.dropout, config.input_dropout
+        self.image_head = HashHead.fitted(train.image, n_bits, *shape)
+        self.text_head = HashHead.fitted(train.text, n_bits, *shape)
+        self.generator = HashNets(
+            HashHead.fitted(train.image, n_bits, *shape), HashHead.fitted(train.text, n_bits, *shape)
+        )
         nearest = [
             nearest_rows(F.normalize(own.scaling(features), dim=1), config.neighbours)[1]
             for own, features in ((self.image_head, train.image), (self.text_head, train.text))
@@ -186,13 +176,19 @@ class UGACH(Method):
         positive = self.train_data.rows(own.gather(1, pick).squeeze(1))
         is_positive = (own[:, :, None] == batch.index).any(dim=1)  # (b, m)
 
-        def distances(nets: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+        def distances(nets: HashNets | Method) -> dict[str, tuple[Tensor, Tensor]]:
             """For queries of each modality, a player's d(q, o+) (b, 1) and d(q, o) (b, m)."""
             image, image_positive = relaxed_pair(nets.image_head, batch.image, positive.image)
             text, text_positive = relaxed_pair(nets.text_head, batch.text, positive.text)
             return {
-                "image_query": ((image - text_positive).square().sum(dim=1, keepdim=True), squared_distances(image, text)),
-                "text_query": ((text - image_positive).square().sum(dim=1, keepdim=True), squared_distances(text, image)),
+                "image_query": (
+                    (image - text_positive).square().sum(dim=1, keepdim=True),
+                    squared_distances(image, text),
+                ),
+                "text_query": (
+                    (text - image_positive).square().sum(dim=1, keepdim=True),
+                    squared_distances(text, image),
+                ),
             }
 
         def log_probabilities() -> dict[str, Tensor]:
@@ -212,7 +208,9 @@ class UGACH(Method):
             return
         uniform = torch.zeros_like(is_positive, dtype=torch.float32).masked_fill(is_positive, -1e9)
         with torch.no_grad():
-            chances = log_probabilities() if phase == "discriminator" else {"image_query": uniform, "text_query": uniform}
+            chances = (
+                log_probabilities() if phase == "discriminator" else {"image_query": uniform, "text_query": uniform}
+            )
         for side, (near, far) in distances(self).items():
             picks = chances[side].exp().clamp(min=1e-9).multinomial(self.config.negatives)
             terms[f"margin_{side}"] = margin_loss(near, far.gather(1, picks), beta).mean()

@@ -1,0 +1,87 @@
+"""CCA-ITQ and random projections, against what they must find."""
+
+import numpy as np
+import pytest
+import torch
+
+from cmh_milvus.methods.base import TrainData
+from cmh_milvus.methods.cca_itq import CcaItq, canonical_directions, itq_rotation
+from cmh_milvus.methods.random_projection import RandomProjection, random_directions
+
+
+@pytest.fixture
+def paired():
+    """300 pairs whose image and text features share 8 hidden numbers, float64 and centred."""
+    generator = torch.Generator().manual_seed(0)
+    shared = torch.randn(300, 8, generator=generator, dtype=torch.float64)
+    views = []
+    for dim in (20, 15):
+        noise = torch.randn(300, dim, generator=generator, dtype=torch.float64)
+        mixing = torch.randn(8, dim, generator=generator, dtype=torch.float64)
+        views.append(shared @ mixing + 0.5 * noise)
+    return [view - view.mean(dim=0) for view in views]
+
+
+def test_canonical_directions_have_the_canonical_correlations(paired):
+    """Without ridge, CCA's correlations are those of numpy's QR route, and directions are uncorrelated."""
+    image, text = paired
+    w_image, w_text = canonical_directions(image, text, 6, ridge=1e-12)
+    q_image, q_text = (np.linalg.qr(view.numpy())[0] for view in paired)
+    expected = np.linalg.svd(q_image.T @ q_text, compute_uv=False)[:6]
+    z_image, z_text = image @ w_image, text @ w_text
+    found = [float(torch.corrcoef(torch.stack([z_image[:, i], z_text[:, i]]))[0, 1]) for i in range(6)]
+    assert np.allclose(found, expected, atol=1e-6)
+    covariance = z_image.T @ z_image / len(image)
+    assert torch.allclose(covariance, torch.diag(torch.tensor(expected**2)), atol=1e-6), "scaled by correlation"
+
+
+def test_itq_rotation_is_orthogonal_and_quantizes_better_than_chance(paired):
+    projections = paired[0][:, :8]
+
+    def loss(rotation):
+        rotated = projections @ rotation
+        codes = torch.where(rotated >= 0, 1.0, -1.0).double()
+        return float((codes - rotated).square().sum())
+
+    losses = [loss(itq_rotation(projections, 8, i, torch.Generator().manual_seed(0))) for i in (0, 1, 5, 50)]
+    assert losses == sorted(losses, reverse=True)
+    rotation = itq_rotation(projections, 8, 50, torch.Generator().manual_seed(0))
+    assert torch.allclose(rotation @ rotation.T, torch.eye(8, dtype=torch.float64), atol=1e-9)
+    wide = itq_rotation(projections, 24, 5, torch.Generator().manual_seed(0))
+    assert torch.allclose(wide @ wide.T, torch.eye(8, dtype=torch.float64), atol=1e-9)
+
+
+def test_cca_itq_brings_pairs_together(paired):
+    image, text = (view.float() for view in paired)
+    data = TrainData(image, text, None)
+    method = CcaItq(data, 32, CcaItq.Config())
+    method.fit(data, torch.Generator().manual_seed(0))
+    codes = [(head(x) >= 0).float() for head, x in ((method.image_head, image), (method.text_head, text))]
+    distance = torch.cdist(codes[0], codes[1], p=1)
+    assert distance.diagonal().mean() < 0.5 * distance.mean()
+
+
+def test_random_directions_are_orthonormal_in_blocks():
+    directions = random_directions(12, 32, torch.Generator().manual_seed(0))
+    assert directions.shape == (32, 12)
+    for start in (0, 12, 24):
+        block = directions[start : start + 12]
+        assert torch.allclose(block @ block.T, torch.eye(len(block)), atol=1e-5)
+
+
+def test_random_projections_share_directions_where_dimensions_agree():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(500, 40, generator=generator) + 3
+    data = TrainData(image, image - 7, None)
+    method = RandomProjection(data, 64, RandomProjection.Config())
+    method.fit(data, torch.Generator().manual_seed(1))
+    codes = [(head(x) >= 0) for head, x in ((method.image_head, data.image), (method.text_head, data.text))]
+    # Only rounding of activations near 0 tells the two apart: the text is the image, shifted.
+    assert (codes[0] == codes[1]).float().mean() > 0.999
+    assert ((codes[0].float().mean(dim=0) - 0.5).abs() < 0.1).all(), "centred, so bits are balanced"
+    # The share of differing bits is the angle between items (Charikar 2002, section 3).
+    centred = torch.nn.functional.normalize(image - image.mean(dim=0), dim=1)
+    angle = torch.acos((centred @ centred.T).clamp(-1, 1)) / torch.pi
+    differing = torch.cdist(codes[0].float(), codes[0].float(), p=1) / 64
+    upper = torch.triu_indices(500, 500, 1)
+    assert abs(float((differing - angle)[upper[0], upper[1]].mean())) < 0.01

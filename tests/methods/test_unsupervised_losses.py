@@ -1,0 +1,284 @@
+"""Losses of the methods that learn from pairs, and of DUET, against slow references: values and gradients."""
+
+import pytest
+import torch
+
+from cmh_milvus.methods import cirh, cmfh, dgcpn, duet, lcmh, ucch, ugach
+from cmh_milvus.methods.base import nearest_rows
+from tests.reference import methods_unsupervised as slow
+
+B, K = 6, 8
+
+
+@pytest.fixture
+def codes():
+    """Two relaxed code matrices (6, 8), float64, with gradient."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.rand(B, K, generator=generator, dtype=torch.float64).mul(2).sub(1).requires_grad_() for _ in "xy"]
+
+
+def assert_same(fast, reference, inputs):
+    """Equal values, and equal gradients in all inputs."""
+    assert torch.isclose(fast, reference, rtol=1e-9, atol=1e-12), (fast, reference)
+    found = torch.autograd.grad(fast, inputs, allow_unused=True, retain_graph=True)
+    expected = torch.autograd.grad(reference, inputs, allow_unused=True, retain_graph=True)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert torch.allclose(one, other, rtol=1e-7, atol=1e-10)
+
+
+def features(n, d, seed):
+    return torch.rand(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def _float64_references():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+# base
+
+
+@pytest.mark.parametrize("block", [1, 4, 100])
+def test_nearest_rows_are_the_sorted_ones(block):
+    unit = torch.nn.functional.normalize(features(17, 5, 0) - 0.5, dim=1)
+    values, rows = nearest_rows(unit, 4, block)
+    for i in range(17):
+        order = sorted(range(17), key=lambda j: -float(unit[i] @ unit[j]))[:4]
+        assert rows[i].tolist() == order
+        assert rows[i, 0] == i
+        assert torch.allclose(values[i], torch.stack([unit[i] @ unit[j] for j in order]))
+    assert nearest_rows(unit, 40)[1].shape == (17, 17)
+
+
+# UGACH
+
+
+def test_ugach_distances_and_probabilities(codes):
+    x, y = (torch.sigmoid(c) for c in codes)
+    is_positive = torch.rand(B, B, generator=torch.Generator().manual_seed(1)) < 0.3
+    is_positive[:, 0] = False
+    fast = ugach.candidate_log_probability(ugach.squared_distances(x, y), is_positive)
+    for i in range(B):
+        expected = slow.ugach_log_probability(x[i], y, is_positive[i].tolist())
+        for j in range(B):
+            if expected[j] is None:
+                assert fast[i, j].exp() == 0
+            else:
+                assert_same(fast[i, j], expected[j], codes)
+
+
+def test_ugach_margin(codes):
+    x, y = (torch.sigmoid(c) for c in codes)
+    far = ugach.squared_distances(x, y)
+    near = far[:, 2:3]
+    fast = ugach.margin_loss(near, far, beta=0.1)
+    values = [slow.ugach_margin(x[i], y[2], y[j], 0.1) for i in range(B) for j in range(B)]
+    assert {v.item() > 0 for v in values} == {True, False}
+    assert_same(fast.sum(), torch.stack(values).sum(), codes)
+
+
+def test_ugach_policy_gradient_is_reinforce_with_a_baseline(codes):
+    log_probability = torch.log_softmax(codes[0], dim=1)[:, :2]
+    reward = torch.sigmoid(codes[1])[:, :2]
+    fast = ugach.policy_gradient(log_probability, reward)
+    assert_same(fast, slow.ugach_policy_gradient(log_probability, reward), codes)
+    assert torch.autograd.grad(fast, codes, allow_unused=True)[1] is None, "no gradient through the reward"
+    again = ugach.policy_gradient(log_probability, reward + 5)
+    assert torch.isclose(fast, again), "a constant in the reward changes nothing"
+
+
+def test_ugach_policy_gradient_estimates_the_gradient_of_the_expected_reward():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 5, generator=generator, requires_grad=True)
+    reward = torch.rand(1, 5, generator=generator)
+    log_probability = torch.log_softmax(logits, dim=1)
+    exact = torch.autograd.grad(-(log_probability.exp() * reward).sum(), logits, retain_graph=True)[0]
+    picks = log_probability.detach().exp().multinomial(200_000, replacement=True, generator=generator)
+    loss = ugach.policy_gradient(log_probability.gather(1, picks), reward.gather(1, picks))
+    estimate = torch.autograd.grad(loss, logits)[0]
+    assert torch.allclose(estimate, exact, atol=3e-3)
+
+
+# UCCH
+
+
+def test_ucch_contrast(codes):
+    x = torch.stack([slow.ucch_unit(row) for row in codes[0]])
+    assert torch.allclose(ucch.unit_code(codes[0]), x)
+    memory = torch.randn(B + 5, K, generator=torch.Generator().manual_seed(3))
+    own_again = [[], [B + 1, B + 3], [], [], [B], []]
+    is_other = torch.ones(B, B + 5, dtype=torch.bool)
+    for i, keys in enumerate(own_again):
+        is_other[i, keys] = False
+    fast = ucch.contrast(ucch.unit_code(codes[0]), ucch.code_signs(memory), is_other, tau=0.9)
+    assert_same(fast, slow.ucch_contrast(x, memory, own_again, 0.9), codes[:1])
+
+
+@pytest.mark.parametrize("penalty", [0.1, 1.0])
+def test_ucch_ranking(codes, penalty):
+    x, y = (ucch.unit_code(c) for c in codes)
+    fast = ucch.ranking(x @ y.T, margin=0.2, penalty=penalty)
+    assert_same(fast, slow.ucch_ranking(x, y, 0.2, penalty), codes)
+
+
+def test_ucch_memory_moves_towards_the_mean_code(codes):
+    x, y = (ucch.unit_code(c).detach() for c in codes)
+    memory = torch.nn.functional.normalize(torch.randn(B, K), dim=1)
+    fast = ucch.remember(memory, x, y, rho=0.6)
+    for i in range(B):
+        assert torch.allclose(fast[i], slow.ucch_remember(memory[i], x[i], y[i], 0.6))
+
+
+def test_ucch_signs_of_zero_are_plus_one():
+    assert ucch.code_signs(torch.tensor([0.0, -0.0, -1e-30, 1e-30])).tolist() == [1, 1, -1, 1]
+
+
+# DGCPN
+
+
+def test_dgcpn_target_of_a_batch_is_the_block_of_the_whole_matrix():
+    image, text, rows, k = features(15, 4, 0), features(15, 6, 1), torch.tensor([3, 14, 0, 7]), 5
+    unit = dgcpn.joint_features(image, text, a1=0.3)
+    weights, neighbours = nearest_rows(unit, k + 1)
+    weights = weights.masked_fill(neighbours == torch.arange(15)[:, None], 0.0)
+    p = dgcpn.transition(neighbours[rows], weights[rows], 15)
+    assert torch.allclose(p.sum(dim=1), torch.ones(4))
+    fast = dgcpn.target_similarity(unit[rows] @ unit[rows].T, p @ p.T, a2=0.4, scale=2.0 * k)
+    assert torch.allclose(fast, slow.dgcpn_target(image, text, rows.tolist(), k, 0.3, 0.4, 2.0 * k))
+
+
+def test_dgcpn_loss(codes):
+    target = torch.rand(B, B, generator=torch.Generator().manual_seed(2)) * 2 - 1
+    fast = dgcpn.coherence_loss(*codes, target, pull=1.5, dw=0.7, cw=1.3)
+    assert fast.keys() == {"pairs", "structure", "consistency"}
+    assert_same(sum(fast.values()), slow.dgcpn_loss(*codes, target, 1.5, 0.7, 1.3), codes)
+
+
+def test_dgcpn_loss_does_not_see_the_order_of_items_or_bits(codes):
+    target = torch.rand(B, B)
+    rows, bits = torch.randperm(B), torch.randperm(K)
+    fast = dgcpn.coherence_loss(*codes, target, 1.5, 1, 1)
+    moved = dgcpn.coherence_loss(*(c[rows][:, bits] for c in codes), target[rows][:, rows], 1.5, 1, 1)
+    assert all(torch.isclose(fast[term], moved[term]) for term in fast)
+
+
+# CIRH
+
+
+def test_cirh_similarity_of_a_batch_is_the_block_of_the_whole_matrix():
+    image, text, rows = features(14, 4, 0), features(14, 6, 1), torch.tensor([5, 0, 13, 2, 9])
+    unit = cirh.joint_features(image, text, a1=0.3)
+    fast = cirh.similarity_block(unit[rows], cirh.row_thresholds(unit, 0.4, block=5)[rows], a2=0.35)
+    expected = slow.cirh_similarity(image, text, rows.tolist(), 0.4, 0.3, 0.35)
+    assert torch.allclose(fast, expected)
+
+
+def test_cirh_students(codes):
+    code = ucch.code_signs(torch.randn(B, K))
+    similarity = torch.rand(B, B)
+    fast = cirh.student_loss(*codes, code, similarity, dw=0.3)
+    assert_same(sum(fast.values()), slow.cirh_student_loss(*codes, code, similarity, 0.3), codes)
+
+
+def test_cirh_codes_and_similarities_belong_to_the_rows_of_the_batch():
+    """The authors' code takes S by position and codes by shuffled row; here both follow the row number."""
+    image, text = features(20, 6, 0).float(), features(20, 5, 1).float()
+    torch.set_default_dtype(torch.float32)
+    data = cirh.TrainData(image, text, None)
+    method = cirh.CIRH(data, 8, cirh.CirhConfig(width=16, hidden=16, teacher_epochs=1, epochs=2))
+    method.code_buffer.zero_()
+    rows = torch.tensor([17, 3, 8, 11])
+    list(method.steps(data.rows(rows), "teacher"))
+    touched = (method.code_buffer != 0).any(dim=1).nonzero().flatten()
+    assert touched.tolist() == sorted(rows.tolist())
+
+
+# LCMH
+
+
+def test_lcmh_memberships():
+    x, centroids = features(5, 3, 0), features(4, 3, 1)
+    layer = lcmh.CentroidMemberships(4, 3)
+    layer.centroids.copy_(centroids)
+    fast = layer(x)
+    assert torch.allclose(fast, slow.lcmh_memberships(x, centroids))
+    assert torch.allclose(fast.sum(dim=1), torch.ones(5))
+    layer.centroids[0] = x[2]
+    assert torch.allclose(layer(x)[2], torch.tensor([1.0, 0, 0, 0]), atol=1e-4)
+
+
+def test_lcmh_k_means_finds_separate_clusters_and_never_gets_worse():
+    centres = torch.tensor([[0.0, 0], [10, 0], [0, 10]])
+    x = centres.repeat_interleave(30, dim=0) + torch.randn(90, 2, generator=torch.Generator().manual_seed(0))
+
+    def cost(found):
+        return float(torch.cdist(x, found).min(dim=1).values.square().sum())
+
+    costs = [cost(lcmh.k_means(x, 3, i, torch.Generator().manual_seed(4))) for i in range(8)]
+    assert all(later <= earlier + 1e-9 for earlier, later in zip(costs, costs[1:], strict=False))
+    found = lcmh.k_means(x, 3, 10, torch.Generator().manual_seed(4))
+    assert torch.cdist(centres, found).min(dim=1).values.max() < 1
+
+
+def test_lcmh_bits_are_balanced_on_the_train_rows():
+    torch.set_default_dtype(torch.float32)
+    shared = torch.randn(200, 6)
+    data = lcmh.TrainData(shared @ torch.randn(6, 12), shared @ torch.randn(6, 10), None)
+    method = lcmh.LCMH(data, 8, lcmh.LcmhConfig(clusters=20))
+    method.fit(data, torch.Generator().manual_seed(0))
+    for head, x in ((method.image_head, data.image), (method.text_head, data.text)):
+        share = (head.eval()(x) >= 0).float().mean(dim=0)
+        assert torch.all((share - 0.5).abs() <= 0.05)
+
+
+# CMFH
+
+
+def test_cmfh_updates_are_the_minima_of_the_objective():
+    generator = torch.Generator().manual_seed(0)
+    views = [torch.randn(12, d, generator=generator) for d in (5, 7)]
+    weights, mu, gamma = [0.3, 0.7], 4.0, 0.2
+    latent = torch.randn(12, 3, generator=generator)
+    bases = [cmfh.update_basis(latent, x, gamma) for x in views]
+    projections = [cmfh.update_projection(x, latent, cmfh.factorize(x, gamma / mu)) for x in views]
+    new = cmfh.update_latent(views, bases, projections, weights, mu, gamma)
+
+    def gradient(y, us, ws, of):
+        unknowns = [t.clone().requires_grad_() for t in (y, *us, *ws)]
+        value = slow.cmfh_objective(views, unknowns[0], unknowns[1:3], unknowns[3:], weights, mu, gamma)
+        return torch.autograd.grad(value, [unknowns[i] for i in of])
+
+    for found in gradient(latent, bases, projections, (1, 2, 3, 4)):
+        assert found.abs().max() < 1e-9
+    assert gradient(new, bases, projections, (0,))[0].abs().max() < 1e-9
+
+
+# DUET
+
+
+@pytest.mark.parametrize("same_side", [False, True])
+def test_duet_label_contrast(codes, same_side):
+    labels = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]], dtype=torch.float64)
+    overlap = duet.label_overlap(labels)
+    other = codes[0] if same_side else codes[1]
+    fast = duet.label_contrast(codes[0], other, overlap, tau=0.2)
+    assert_same(fast, slow.duet_label_contrast(codes[0], other, labels, 0.2, same_side), codes)
+
+
+def test_duet_label_contrast_without_any_positive_is_nothing(codes):
+    overlap = duet.label_overlap(torch.zeros(B, 3))
+    assert duet.label_contrast(*codes, overlap, 0.2) == 0
+
+
+def test_duet_pair_contrast_and_soft_targets(codes):
+    text = features(B, 5, 1)
+    target = duet.text_targets(text, 0.1)
+    for i in range(B):
+        score = torch.stack([torch.exp(slow.cosine(text[i], text[j]) / 0.1) for j in range(B)])
+        assert torch.allclose(target[i], score / score.sum())
+    for wanted in (target, torch.eye(B)):
+        assert_same(duet.pair_contrast(*codes, wanted, 0.1), slow.duet_pair_contrast(*codes, wanted, 0.1), codes)

@@ -1,0 +1,200 @@
+"""Slow references for the losses of methods that learn from pairs: loops over items, from the papers' formulas."""
+
+import math
+
+import torch
+
+
+def cosine(a, b):
+    return (a @ b) / (a.norm() * b.norm())
+
+
+def sign(value):
+    return 1.0 if value >= 0 else -1.0
+
+
+# UGACH
+
+
+def ugach_distance(a, b):
+    return sum((a[k] - b[k]) ** 2 for k in range(len(a)))
+
+
+def ugach_log_probability(query, items, is_positive):
+    """log p(item | query) over the items that are no positives; None for a positive."""
+    weights = [None if p else torch.exp(-ugach_distance(query, o)) for o, p in zip(items, is_positive, strict=True)]
+    total = sum(w for w in weights if w is not None)
+    return [None if w is None else torch.log(w / total) for w in weights]
+
+
+def ugach_margin(query, positive, negative, beta):
+    return torch.clamp(beta + ugach_distance(query, positive) - ugach_distance(query, negative), min=0)
+
+
+def ugach_policy_gradient(log_probability, reward):
+    b, s = reward.shape
+    reward = reward.detach()
+    mean = sum(reward.flatten()) / (b * s)
+    return -sum((reward[i, j] - mean) * log_probability[i, j] for i in range(b) for j in range(s)) / (b * s)
+
+
+# UCCH
+
+
+def ucch_unit(activations):
+    relaxed = torch.tanh(activations)
+    return relaxed / relaxed.norm()
+
+
+def ucch_contrast(codes, keys, own_again, tau):
+    """Mean over the batch of -log P(i | h_i); `own_again[i]` are the keys drawn that are pair i's own."""
+    total = 0.0
+    for i, h in enumerate(codes):
+        score = [torch.exp((h @ torch.tensor([sign(v) for v in key])) / (tau * math.sqrt(len(h)))) for key in keys]
+        total = total - torch.log(score[i] / sum(s for j, s in enumerate(score) if j not in own_again[i]))
+    return total / len(codes)
+
+
+def ucch_ranking(image_codes, text_codes, margin, penalty):
+    total = 0.0
+    for queries, others in ((image_codes, text_codes), (text_codes, image_codes)):
+        for i in range(len(queries)):
+            own = queries[i] @ others[i]
+            summed = 0.0
+            for j in range(len(others)):
+                score = queries[i] @ others[j]
+                beyond = own.item() - score.item() > margin
+                summed = summed + torch.exp(score - penalty if beyond else score)
+            total = total + (margin + torch.log(summed) - own) / len(queries)
+    return total
+
+
+def ucch_remember(v, image_code, text_code, rho):
+    fresh = (image_code + text_code) / 2
+    mixed = (1 - rho) * v + rho * fresh / fresh.norm()
+    return mixed / mixed.norm()
+
+
+# DGCPN
+
+
+def dgcpn_target(image, text, rows, k, a1, a2, scale):
+    """S between the items `rows`, from whole n x n matrices."""
+    n = len(image)
+    c = [[a1 * cosine(text[i], text[j]) + (1 - a1) * cosine(image[i], image[j]) for j in range(n)] for i in range(n)]
+    p = torch.zeros(n, n)
+    for i in range(n):
+        nearest = sorted((j for j in range(n) if j != i), key=lambda j: -c[i][j])[:k]
+        total = sum(c[i][j] for j in nearest)
+        for j in nearest:
+            p[i, j] = c[i][j] / total
+    target = torch.zeros(len(rows), len(rows))
+    for x, i in enumerate(rows):
+        for y, j in enumerate(rows):
+            coherence = sum(p[i, m] * p[j, m] for m in range(n))
+            target[x, y] = 2 * ((1 - a2) * c[i][j] + a2 * scale * coherence) - 1
+    return target
+
+
+def dgcpn_loss(image_code, text_code, target, pull, dw, cw):
+    b = len(target)
+    pairs, structure, consistency = 0.0, 0.0, 0.0
+    for i in range(b):
+        pairs = pairs + (cosine(image_code[i], text_code[i]) - pull) ** 2 / b
+        for j in range(b):
+            across, back = cosine(image_code[i], text_code[j]), cosine(image_code[j], text_code[i])
+            images, texts = cosine(image_code[i], image_code[j]), cosine(text_code[i], text_code[j])
+            if i != j:
+                structure = structure + sum((u - target[i, j]) ** 2 for u in (images, texts, across)) / b**2
+            differences = (across - images, across - texts, images - texts, across - back)
+            consistency = consistency + sum(d**2 for d in differences) / b**2
+    return pairs + dw * structure + cw * consistency
+
+
+# CIRH
+
+
+def cirh_similarity(image, text, rows, kept, a1, a2):
+    """S between the items `rows`, from whole n x n matrices."""
+    n = len(image)
+    s1 = torch.zeros(n, n)
+    for i in range(n):
+        for j in range(n):
+            s1[i, j] = a1 * cosine(image[i], image[j]) + (1 - a1) * cosine(text[i], text[j])
+    for i in range(n):
+        for j in sorted(range(n), key=lambda j: float(s1[i, j]))[: n - round(kept * n)]:
+            s1[i, j] = 0
+    s = torch.zeros(len(rows), len(rows))
+    for x, i in enumerate(rows):
+        for y, j in enumerate(rows):
+            both = [2 / (1 + math.exp(-float(s1[a, b]))) - 1 + (a == b) for a, b in ((i, j), (j, i))]
+            s[x, y] = a2 * s1[i, j] + (1 - a2) * sum(both) / 2
+    return s
+
+
+def cirh_student_loss(image_code, text_code, code, similarity, dw):
+    b, n_bits = code.shape
+    total = 0.0
+    for i in range(b):
+        for k in range(n_bits):
+            square = (image_code[i, k] - code[i, k]) ** 2 + (text_code[i, k] - code[i, k]) ** 2
+            total = total + (square + (image_code[i, k] - text_code[i, k]) ** 2) / (b * n_bits)
+        for j in range(b):
+            for x, y in ((image_code, image_code), (text_code, text_code), (image_code, text_code)):
+                total = total + dw * (cosine(x[i], y[j]) - similarity[i, j]) ** 2 / b**2
+    return total
+
+
+# LCMH
+
+
+def lcmh_memberships(features, centroids):
+    rows = []
+    for x in features:
+        closeness = [1 / sum((x[d] - m[d]) ** 2 for d in range(len(x))) for m in centroids]
+        rows.append(torch.stack([c / sum(closeness) for c in closeness]))
+    return torch.stack(rows)
+
+
+# CMFH
+
+
+def cmfh_objective(views, latent, bases, projections, weights, mu, gamma):
+    total = 0.0
+    for x, u, w, a in zip(views, bases, projections, weights, strict=True):
+        squares = [(x - latent @ u), (latent - x @ w)]
+        fit = sum((e**2) * f for m, f in zip(squares, (1.0, mu), strict=True) for e in m.flatten())
+        total = total + a * (fit + gamma * sum((m**2).sum() for m in (u, w, latent)))
+    return total
+
+
+# DUET
+
+
+def duet_label_contrast(codes, others, labels, tau, same_side):
+    b, n_bits = codes.shape
+    values = []
+    for i in range(b):
+        own = {c for c in range(labels.shape[1]) if labels[i, c]}
+        candidates = [j for j in range(b) if not (same_side and j == i)]
+        weights = {}
+        for j in candidates:
+            theirs = {c for c in range(labels.shape[1]) if labels[j, c]}
+            weights[j] = len(own & theirs) / len(own | theirs) if own | theirs else 0.0
+        total = sum(weights.values())
+        if total == 0:
+            continue
+        score = {j: torch.exp((codes[i] @ others[j]) / (n_bits * tau)) for j in candidates}
+        normaliser = sum(score.values())
+        values.append(-sum(weights[j] * torch.log(score[j] / normaliser) for j in candidates) / total)
+    return sum(values) / len(values) if values else torch.zeros(())
+
+
+def duet_pair_contrast(image_code, text_code, target, tau):
+    b, n_bits = image_code.shape
+    total = 0.0
+    for one, other in ((image_code, text_code), (text_code, image_code)):
+        for i in range(b):
+            score = [torch.exp((one[i] @ other[j]) / (n_bits * tau)) for j in range(b)]
+            total = total - sum(target[i, j] * torch.log(score[j] / sum(score)) for j in range(b)) / (2 * b)
+    return total
