@@ -15,6 +15,7 @@ from cmh_milvus.evaluation import (
     EncoderResult,
     EvaluationReport,
     Ranker,
+    against,
     audit_split,
     chance_level,
     evaluate_codes,
@@ -104,7 +105,7 @@ def compare(
             "n_labels": data.labels.shape[1],
         },
         chance=chance_level(data),
-        results=results,
+        results=[results[0], *(against(results[0], other, seed) for other in results[1:])],
         audit=audit_split(data, texts),
         through_collection=None if through is None else evaluate_through(through, candidates[0].codes, data),
     )

@@ -18,7 +18,7 @@ from cmh_milvus import metrics
 from cmh_milvus.codes import from_bytes, hamming_distances, to_bytes
 from cmh_milvus.datasets.base import PairedFeatures, Split
 from cmh_milvus.errors import DataError
-from cmh_milvus.metrics import DistanceTable, Interval
+from cmh_milvus.metrics import Difference, DistanceTable, Interval
 from cmh_milvus.ranking import distance_table, own_pair_ranks
 
 Direction = Literal["image_to_text", "text_to_image"]
@@ -52,6 +52,9 @@ class DirectionResult:
         radius_precision: Hash lookup precision at radius 0..n_bits.
         radius_recall: Hash lookup recall at radius 0..n_bits.
         radius_empty: Share of queries whose lookup is empty at radius 0..n_bits.
+        per_query: The values behind `estimates`, float64 (n_query,); not part of the JSON.
+        against_first: By figure, this encoder minus the first of the report (paired bootstrap over queries); empty for
+            the first itself.
     """
 
     estimates: dict[str, Interval]
@@ -63,6 +66,8 @@ class DirectionResult:
     radius_precision: list[float]
     radius_recall: list[float]
     radius_empty: list[float]
+    per_query: dict[str, NDArray[np.float64]] = field(repr=False)
+    against_first: dict[str, Difference] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,11 @@ class EvaluationReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON types."""
-        return dataclasses.asdict(self)
+        content = dataclasses.asdict(self)
+        for result in content["results"]:
+            for measured in result["directions"].values():
+                del measured["per_query"]
+        return content
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row an encoder and direction, for tables, CSV and JSON lines."""
@@ -128,6 +137,8 @@ class EvaluationReport:
                 }
                 for name, estimate in measured.estimates.items():
                     row |= {name: estimate.mean, f"{name} low": estimate.low, f"{name} high": estimate.high}
+                    difference = measured.against_first.get(name)
+                    row[f"{name} p"] = None if difference is None else difference.p_value
                 row |= {
                     "MAP@all best": measured.map_best,
                     "MAP@all worst": measured.map_worst,
@@ -238,9 +249,28 @@ def evaluate_codes(
             radius_precision=_curve(lookup.precision),
             radius_recall=_curve(lookup.recall),
             radius_empty=lookup.empty.mean(axis=0).tolist(),
+            per_query=per_query,
         )
     n_bits = codes["image"].shape[1] * 8
     return EncoderResult(name, n_bits, fingerprint, metrics.distinct_share(codes["image"]), seconds, directions)
+
+
+def against(first: EncoderResult, other: EncoderResult, seed: int = 0) -> EncoderResult:
+    """`other` with its differences to `first`, measured on the same queries.
+
+    Args:
+        first: The encoder to compare with.
+        other: Another one.
+        seed: Of the paired bootstrap.
+    """
+    directions: dict[Direction, DirectionResult] = {}
+    for direction, measured in other.directions.items():
+        theirs = first.directions[direction].per_query
+        differences = {
+            name: metrics.paired_bootstrap(values, theirs[name], seed) for name, values in measured.per_query.items()
+        }
+        directions[direction] = dataclasses.replace(measured, against_first=differences)
+    return dataclasses.replace(other, directions=directions)
 
 
 def chance_level(data: PairedFeatures) -> dict[Direction, float]:
