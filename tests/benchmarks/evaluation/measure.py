@@ -1,6 +1,6 @@
 """Time and peak memory of our evaluators and of published ones, side by side, on the protocols' sizes.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/evaluation/measure.py --published FOLDER
+    OMP_NUM_THREADS=1 python tests/benchmarks/evaluation/measure.py --published FOLDER --memory
 
 FOLDER holds checkouts of the repositories named in PUBLISHED; their functions are taken out of their files and run
 as they are, and those that are not found are left out. Published functions and the torch backend are timed on
@@ -154,6 +154,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bits", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--protocols", nargs="+", default=list(PROTOCOLS), choices=PROTOCOLS)
+    parser.add_argument("--memory", action="store_true", help="measure peak memory too")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     threads = int(os.environ.get("OMP_NUM_THREADS", "0"))
@@ -168,7 +169,9 @@ def main():
         data = synthetic(protocol, n_bits)
         if name in own:
             own[name](*(part[:50] for part in data))  # compiled before it is measured
-            print(peak_above(lambda: own[name](*data)))
+            few = arguments.queries if name == "ours, torch" else len(data[0])
+            part = data[0][:few], data[1], data[2][:few], data[3]
+            print(peak_above(lambda: own[name](*part)))
         else:
             inputs = unpacked(data, arguments.queries)
             print(peak_above(lambda: others[name](inputs)))
@@ -204,18 +207,21 @@ def report(protocol, n_bits, own, others, arguments, threads):
     for name, (cpu, wall, value) in best.items():
         print(
             f"| {name} | {cpu:.3f} | {wall:.3f} | {best[name][which] / m / n * 1e9:.2f} "
-            f"| {fastest / best[name][which]:.1f} | {memory(name, protocol, n_bits, arguments):.0f} "
+            f"| {fastest / best[name][which]:.1f} | {memory(name, protocol, n_bits, arguments)} "
             f"| {on_subset.get(name, value):.6f} |"
         )
     print(flush=True)
 
 
 def memory(name, protocol, n_bits, arguments):
+    """Peak above the inputs in a fresh process, in MB, on as many queries as are timed."""
+    if not arguments.memory:
+        return ""
     command = [sys.executable, __file__, "--memory-of", name, "--protocols", protocol, "--bits", str(n_bits)]
     command += ["--queries", str(arguments.queries)]
     if arguments.published:
         command += ["--published", str(arguments.published)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1e6
+    return round(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 1e6)
 
 
 if __name__ == "__main__":
