@@ -13,7 +13,7 @@ G         text_buffer             (n, K)   the text net's
 B         code_buffer             (n, K)   -1, +1
 f, g      activations             (b, K)   the batch's rows of F or G, with gradient
 Theta     theta                   (b, n)
-S         similarity              (b, n)   made from labels batch by batch; nothing is n x n
+S         similarity              (b, n)   made from labels block by block; nothing is n x n
 
 Algorithm (paper, Algorithm 1): an epoch is a pass over images with G fixed, a pass over texts with F fixed, then B.
 A batch writes its fresh rows into the buffer and steps on its share of J, divided by (b n) as the authors' code does.
@@ -44,6 +44,8 @@ from torch.optim import Adam, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData
+
+BLOCK = 1024  # train rows at a time in the likelihood
 
 
 @dataclass(frozen=True)
@@ -79,29 +81,42 @@ def label_similarity(labels: Tensor, others: Tensor) -> Tensor:
 class NegativeLogLikelihood(torch.autograd.Function):
     """`negative_log_likelihood` with the paper's gradient.
 
-    dJ/df_i = 1/2 sum_j (sigmoid(Theta_ij) - S_ij) G_j (eq. 3): one (b, n) matrix is kept where autograd keeps five.
-    The second argument, the buffer, is fixed.
+    dJ/df_i = 1/2 sum_j (sigmoid(Theta_ij) - S_ij) G_j (eq. 3), summed block by block over the train rows, so that what
+    is made stays in the processor's cache and nothing is b x n.
     """
 
     @staticmethod
-    def forward(ctx: Any, activations: Tensor, buffer: Tensor, similarity: Tensor) -> Tensor:
+    def forward(ctx: Any, activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
         """sum_ij ( log(1 + e^Theta_ij) - S_ij Theta_ij )."""
-        theta = (0.5 * activations) @ buffer.T  # (b, n)
-        value = F.softplus(theta).sum() - torch.dot(theta.flatten(), similarity.flatten())
-        residual = theta.sigmoid_().sub_(similarity)  # (b, n)
-        ctx.save_for_backward(residual @ buffer)
+        value, direction = activations.new_zeros(()), torch.zeros_like(activations)
+        for G, block_labels in zip(torch.split(buffer, BLOCK), torch.split(all_labels, BLOCK), strict=True):
+            similarity = label_similarity(labels, block_labels)  # (b, BLOCK)
+            theta = (0.5 * activations) @ G.T  # (b, BLOCK)
+            value += F.softplus(theta).sum() - torch.dot(theta.flatten(), similarity.flatten())
+            direction.addmm_(theta.sigmoid_().sub_(similarity), G)
+        ctx.save_for_backward(direction)
         return value
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         """Eq. 3, times the gradient that comes in."""
         (direction,) = ctx.saved_tensors
-        return 0.5 * gradients[0] * direction, None, None
+        return 0.5 * gradients[0] * direction, None, None, None
 
 
-def negative_log_likelihood(activations: Tensor, buffer: Tensor, similarity: Tensor) -> Tensor:
-    """Likelihood term of J: (b, K) with gradient, (n, K) fixed, (b, n) -> scalar sum."""
-    value: Tensor = NegativeLogLikelihood.apply(activations, buffer, similarity)  # type: ignore[no-untyped-call]
+def negative_log_likelihood(activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
+    """Likelihood term of J.
+
+    Args:
+        activations: (b, K), with gradient.
+        buffer: (n, K), fixed.
+        labels: (b, n_labels), of the batch.
+        all_labels: (n, n_labels), of all train rows.
+
+    Returns:
+        Scalar sum over b n pairs.
+    """
+    value: Tensor = NegativeLogLikelihood.apply(activations, buffer, labels, all_labels)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -173,9 +188,8 @@ class DCMH(Method):
         activations = head(features)
         own[batch.index] = activations.detach()
         rest = own.sum(dim=0) - activations.detach().sum(dim=0)
-        similarity = label_similarity(batch.labels, self.train_labels)
         scale = 1 / (len(batch) * len(own))
-        likelihood = negative_log_likelihood(activations, other, similarity)
+        likelihood = negative_log_likelihood(activations, other, batch.labels, self.train_labels)
         quantised = quantization(activations, self.code_buffer[batch.index])
         balanced = bit_balance(activations, rest)
         yield Step(

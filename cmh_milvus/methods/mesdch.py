@@ -70,7 +70,7 @@ class MesdchConfig:
     hidden: int = 1024
     dropout: float = 0.5
     input_dropout: float = 0.2
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     batch_size: int = 128
     epochs: int = 30
 

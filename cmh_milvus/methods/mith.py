@@ -43,7 +43,7 @@ from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle
-from cmh_milvus.methods.dcmh import label_similarity, negative_log_likelihood
+from cmh_milvus.methods.dcmh import negative_log_likelihood
 
 
 @dataclass(frozen=True)
@@ -117,9 +117,9 @@ def output_mask(n_bits: int, width: int, concept: int) -> Tensor:
     return torch.cat([torch.ones(n_bits, width), own], dim=1)
 
 
-def likelihood(buffer: Tensor, codes: Tensor, similarity: Tensor) -> Tensor:
-    """N: (n, K) fixed, (b, K) with gradient, (b, n) -> scalar."""
-    return negative_log_likelihood(codes, buffer, similarity) / similarity.numel()
+def likelihood(buffer: Tensor, codes: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
+    """N: (n, K) fixed, (b, K) with gradient, the labels of the batch and of all train rows -> scalar."""
+    return negative_log_likelihood(codes, buffer, labels, all_labels) / (len(codes) * len(buffer))
 
 
 def quantization(parts: Parts, signs: Tensor) -> Tensor:
@@ -203,14 +203,10 @@ class MITH(Method):
             (self.text_local, text.local),
         ):
             buffer[batch.index] = codes.detach()
-        similarity = label_similarity(batch.labels, self.train_labels)
+        labels = batch.labels, self.train_labels
         signs = self.code_buffer[batch.index]
-        local = likelihood(self.image_local, image.local, similarity) + likelihood(
-            self.text_local, text.local, similarity
-        )
-        whole = likelihood(self.image_whole, text.whole, similarity) + likelihood(
-            self.text_whole, image.whole, similarity
-        )
+        local = likelihood(self.image_local, image.local, *labels) + likelihood(self.text_local, text.local, *labels)
+        whole = likelihood(self.image_whole, text.whole, *labels) + likelihood(self.text_whole, image.whole, *labels)
         contrasted = contrast(image.vector, text.vector, config.temperature)
         concepts = contrast(image.concepts, text.concepts, config.temperature)
         yield Step(

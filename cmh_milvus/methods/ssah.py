@@ -49,7 +49,7 @@ from torch.optim import Adam, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData
-from cmh_milvus.methods.dcmh import label_similarity, negative_log_likelihood
+from cmh_milvus.methods.dcmh import negative_log_likelihood
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class SsahConfig:
     epochs: int = 20
 
 
-def pairwise_likelihood(batch: Tensor, label_net: Tensor, similarity: Tensor) -> Tensor:
-    """Eq. 1 or 2 as a mean over pairs: (b, d) with gradient, (n, d) fixed, (b, n) -> scalar."""
-    return negative_log_likelihood(batch, label_net, similarity) / similarity.numel()
+def pairwise_likelihood(batch: Tensor, label_net: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
+    """Eq. 1 or 2 as a mean over pairs: (b, d) with gradient, (n, d) fixed, and the labels of both -> scalar."""
+    return negative_log_likelihood(batch, label_net, labels, all_labels) / (len(batch) * len(label_net))
 
 
 def quantization(codes: Tensor, signs: Tensor) -> Tensor:
@@ -226,10 +226,10 @@ class SSAH(Method):
             codes, logits = torch.tanh(head.output(features)), reader(features)
             terms = {"deception": self.config.delta * deception(judge(features))}
         stored[batch.index] = codes.detach()
-        similarity = label_similarity(batch.labels, self.train_labels)
+        labels = batch.labels, self.train_labels
         terms |= {
-            "features": self.config.alpha * pairwise_likelihood(features, self.label_features, similarity),
-            "codes": self.config.gamma * pairwise_likelihood(codes, self.label_codes, similarity),
+            "features": self.config.alpha * pairwise_likelihood(features, self.label_features, *labels),
+            "codes": self.config.gamma * pairwise_likelihood(codes, self.label_codes, *labels),
             "quantization": self.config.beta * quantization(codes, self.code_buffer[batch.index]),
             "labels": self.config.eta * label_prediction(logits, batch.labels),
         }

@@ -1,0 +1,86 @@
+"""MITH's terms against loops, and that one hash head gives the code of both branches."""
+
+import pytest
+import torch
+
+from cmh_milvus.methods import mith
+from cmh_milvus.methods.base import TrainData
+from tests.reference import methods_supervised as reference
+
+
+@pytest.fixture
+def draw():
+    return {"generator": torch.Generator().manual_seed(6), "dtype": torch.float64}
+
+
+@pytest.fixture
+def method(draw):
+    labels = (torch.rand(10, 3, **draw) < 0.5).float()
+    data = TrainData(torch.randn(10, 7), torch.randn(10, 6), labels)
+    return data, mith.MITH(data, 8, mith.MithConfig(hidden=5, concept=3))
+
+
+def parts(draw):
+    whole, local = (torch.tanh(torch.randn(4, 8, **draw)).requires_grad_() for _ in range(2))
+    return mith.Parts(torch.zeros(4, 5), torch.zeros(4, 8, 3), whole, local)
+
+
+def check(ours, slow, *arguments):
+    torch.testing.assert_close(ours, slow)
+    torch.testing.assert_close(torch.autograd.grad(ours, arguments), torch.autograd.grad(slow, arguments))
+
+
+def test_likelihood(draw):
+    codes, buffer = torch.randn(3, 8, **draw).requires_grad_(), torch.randn(6, 8, **draw)
+    labels = (torch.rand(6, 3, **draw) < 0.5).double()
+    ours = mith.likelihood(buffer, codes, labels[:3], labels)
+    check(ours, reference.likelihood_sum(codes, buffer, labels[:3], labels) / 18, codes)
+
+
+def test_quantization_and_distillation(draw):
+    both = parts(draw)
+    signs = torch.where(torch.randn(4, 8, **draw) >= 0, 1.0, -1.0).double()
+    mean = (both.whole + both.local) / 2
+    check(mith.quantization(both, signs), reference.square_sum(mean, signs) / 32, both.whole, both.local)
+    check(mith.distillation(both), reference.mith_distillation(both.whole, both.local), both.whole, both.local)
+
+
+def test_contrast_of_pairs_and_of_concepts(draw):
+    one, other = (torch.randn(4, 5, **draw).requires_grad_() for _ in range(2))
+    check(mith.contrast(one, other, 0.2), reference.info_nce(one, other, 0.2), one, other)
+    first, second = (torch.randn(3, 4, 5, **draw).requires_grad_() for _ in range(2))
+    slow = sum(reference.info_nce(first[i], second[i], 0.2) for i in range(3)) / 3
+    check(mith.contrast(first, second, 0.2), slow, first, second)
+
+
+def test_the_hash_head_gives_the_sign_of_both_codes(method):
+    data, trained = method
+    trained.eval()
+    both = mith.split_head(trained.image_head, data.image, 5)
+    assert torch.equal(trained.image_head(data.image) >= 0, both.whole + both.local >= 0)
+
+
+def test_a_bit_reads_its_own_concept_only(method):
+    """Also after updates."""
+    data, trained = method
+    optimizers = trained.optimizers()
+    for _ in range(3):
+        for step in trained.steps(data.rows(torch.arange(10)), "joint"):
+            optimizers[step.optimizer].zero_grad()
+            torch.stack(list(step.terms.values())).sum().backward()
+            optimizers[step.optimizer].step()
+    for head in (trained.image_head, trained.text_head):
+        for k in range(8):
+            for place in range(24):
+                weight = head.output.weight[k, 5 + place].item()
+                assert (weight != 0) == (place // 3 == k)
+        assert (head.output.bias == 0).all()
+
+
+def test_codes_weigh_the_global_ones(method):
+    _, trained = method
+    for buffer in (trained.image_local, trained.text_local):
+        buffer[:] = 1.0
+    trained.image_whole[:], trained.text_whole[:] = -0.5, 0.45
+    trained.end_epoch(0)
+    assert (trained.code_buffer == -1).all()
