@@ -31,7 +31,7 @@ Departures:
 - "The K_s smallest entries of a row are 0" is done by one threshold a row, found block by block: nothing is n x n.
   The paper's K_s = 3,000 of 5,000 is `kept` = 0.4.
 - How H_J joins (the mean of its image and text half) and whose neighbours smooth (those of S1) is our reading.
-- Widths, rates and the number of epochs are set for features; teacher and students are trained by AdamW, one cycle each.
+- Widths, rates and the number of epochs are set for features; AdamW and one cycle each for teacher and students.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class DgcpnConfig:
         epochs: Passes over the train rows [100].
     """
 
-    a1: float = 0.01
+    a1: float = 0.3
     a2: float = 0.3
     neighbours: float = 0.4
     max_neighbours: int = 2000

@@ -2,13 +2,13 @@
 
 h^x, h^y are the unit-length relaxed codes of an image and a text, v_i the remembered code of pair i.
 
-    contrastive hashing   P(i | h) = exp( <h, sgn v_i> / (tau sqrt K) ) / sum_j exp( <h, sgn v_j> / (tau sqrt K) )    (1)
-                          over i itself and m random pairs j;  L_c = - mean log P(i | h^x_i) - mean log P(i | h^y_i)  (2)
-    memory                v_i <- normalise( (1 - rho) v_i + rho normalise(h^x_i + h^y_i) )                           (3)
-    ranking               M = h^x h^yT;  S_ij = M_ij where M_ii - M_ij <= margin, else M_ij - xi                     (4)
-                          L_r = mean_i( margin + log sum_j e^S_ij - S_ii ) over rows, and the same over columns       (5)
+    contrast    P(i | h) = exp( <h, sgn v_i> / (tau sqrt K) ) / sum_j exp( <h, sgn v_j> / (tau sqrt K) )     (1)
+                over i itself and m random pairs j;  L_c = - mean log P(i | h^x_i) - mean log P(i | h^y_i)   (2)
+    memory      v_i <- normalise( (1 - rho) v_i + rho normalise(h^x_i + h^y_i) )                             (3)
+    ranking     M = h^x h^yT;  S_ij = M_ij where M_ii - M_ij <= margin, else M_ij - xi                       (4)
+                L_r = mean_i( margin + log sum_j e^S_ij - S_ii ) over rows, and the same over columns        (5)
 
-    L = beta L_c + (1 - beta) L_r                                                                                     (6)
+    L = beta L_c + (1 - beta) L_r                                                                            (6)
 
 symbol     variable              shape
 h^x, h^y   image_code, text_code (b, K)   normalise(tanh(activation))
@@ -50,7 +50,7 @@ class UcchConfig:
         negatives: m, remembered codes that a batch is contrasted with.
         rho: Share of the fresh codes in an update of the memory.
         margin: Of the ranking.
-        penalty: xi, how far pairs that are beyond the margin already are moved out of the sum [1; code for MIRFLICKR 0.1].
+        penalty: xi, how far pairs beyond the margin are moved out of the sum [1; 0.1 on MIRFLICKR].
         warm_up: Epochs before the memory is used.
         hidden: Width of each net's hidden layer [8192].
         dropout: On the hidden layer [none].
@@ -61,12 +61,12 @@ class UcchConfig:
         epochs: Passes over the train rows.
     """
 
-    beta: float = 0.9
+    beta: float = 0.7
     tau: float = 0.9
     negatives: int = 4096
     rho: float = 0.6
     margin: float = 0.2
-    penalty: float = 1.0
+    penalty: float = 0.1
     warm_up: int = 1
     hidden: int = 1024
     dropout: float = 0.5

@@ -68,13 +68,13 @@ class UgachConfig:
     margin: float = 0.125
     neighbours: int = 5
     negatives: int = 2
-    pretraining: int = 24
+    pretraining: int = 20
     generator_passes: int = 2
     hidden: int = 512
     dropout: float = 0.5
     input_dropout: float = 0.2
     learning_rate: float = 1e-3
-    generator_rate: float = 1e-4
+    generator_rate: float = 1e-5
     weight_decay: float = 1e-5
     batch_size: int = 256
     epochs: int = 30

@@ -1,5 +1,7 @@
 """Losses of the methods that learn from pairs, and of DUET, against slow references: values and gradients."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -219,7 +221,7 @@ def test_lcmh_k_means_finds_separate_clusters_and_never_gets_worse():
         return float(torch.cdist(x, found).min(dim=1).values.square().sum())
 
     costs = [cost(lcmh.k_means(x, 3, i, torch.Generator().manual_seed(4))) for i in range(8)]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(costs, costs[1:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in itertools.pairwise(costs))
     found = lcmh.k_means(x, 3, 10, torch.Generator().manual_seed(4))
     assert torch.cdist(centres, found).min(dim=1).values.max() < 1
 
