@@ -14,9 +14,9 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, repeat
+from itertools import islice
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +46,6 @@ _T = TypeVar("_T")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _OWN_FIELDS = ("pk", "item_id", "modality", "code")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_Found = tuple[int, str, Mapping[str, Any]]  # distance, pk, fields
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -106,9 +105,73 @@ class Hit:
     fields: Mapping[str, Any]
 
 
+class Hits(Sequence[Hit]):
+    """The rows that one query found. A `Hit` is made when it is asked for, as thousands of them take their time.
+
+    Attributes:
+        pks: n primary keys.
+        distances: uint16 (n,), in bits.
+    """
+
+    def __init__(
+        self, pks: list[str], distances: NDArray[np.uint16], fields: Mapping[str, Mapping[str, Any]] = _NO_FIELDS
+    ) -> None:
+        self.pks = pks
+        self.distances = distances
+        self._fields = fields  # by primary key
+
+    def __len__(self) -> int:
+        return len(self.pks)
+
+    def __iter__(self) -> Iterator[Hit]:
+        return map(self._hit, self.pks, self.distances.tolist())
+
+    @overload
+    def __getitem__(self, index: int) -> Hit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Hits: ...
+    def __getitem__(self, index: int | slice) -> Hit | Hits:
+        if isinstance(index, slice):
+            return Hits(self.pks[index], self.distances[index], self._fields)
+        return self._hit(self.pks[index], int(self.distances[index]))
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Hits | list) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as for a list
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def _hit(self, pk: str, distance: int) -> Hit:
+        key, _, modality = pk.rpartition("#")
+        item_id = key.replace("%27", "'").replace("%25", "%")
+        return Hit(pk, item_id, modality, distance, self._fields.get(pk, _NO_FIELDS))
+
+    def _sorted(self) -> Hits:
+        """By (distance, pk)."""
+        pks, distances = self.pks, self.distances
+        if (distances[1:] < distances[:-1]).any():  # made of several answers
+            order = np.argsort(distances, kind="stable")
+            pks, distances = [pks[i] for i in order.tolist()], distances[order]
+        ends = [*(np.flatnonzero(distances[1:] != distances[:-1]) + 1).tolist(), len(pks)]
+        ordered: list[str] = []
+        for end in ends:
+            ordered += sorted(pks[len(ordered) : end])
+        return Hits(ordered, distances, self._fields)
+
+    @staticmethod
+    def _joined(parts: Sequence[Hits]) -> Hits:
+        if len(parts) == 1:
+            return parts[0]
+        fields = {pk: of for part in parts for pk, of in part._fields.items()}
+        distances = np.concatenate([part.distances for part in parts])
+        return Hits([pk for part in parts for pk in part.pks], distances, fields)
+
+
 @dataclass(frozen=True)
 class Ranking:
-    """All rows, sorted by (distance, pk).
+    """Rows by distance; those of `HashCollection.rank` are sorted by (distance, pk).
 
     Attributes:
         pks: n primary keys.
@@ -424,7 +487,7 @@ class HashCollection:
         filter_params: Mapping[str, Any] | None = None,
         output_fields: Sequence[str] = (),
         consistency: Consistency = "Session",
-    ) -> list[list[Hit]]:
+    ) -> list[Hits]:
         """The nearest rows, sorted by (distance, pk).
 
         Ties are cut by pk too: where more rows lie at the last distance than fit, all of them are fetched first. (Not
@@ -441,7 +504,7 @@ class HashCollection:
                 sees what any process has written, and costs a server some 200 ms.
 
         Returns:
-            m lists of at most `limit` hits.
+            For each of the m codes at most `limit` hits.
 
         Raises:
             SettingsError: A code, the limit, the filter or a field name has an impossible form.
@@ -453,18 +516,19 @@ class HashCollection:
         expression = _expression(modality, filter, filter_params)
         ask = {"output_fields": _output_fields(output_fields), "consistency_level": consistency}
         size = min(limit + TIE_SLACK, MAX_HITS)
-        results = [sorted(found, key=_order) for found in self._nearest(codes, expression, size, {}, ask)]
+        results = [found._sorted() for found in self._nearest(codes, expression, size, {}, ask)]
 
         rings: dict[int, list[int]] = {}  # distance -> queries whose ring at that distance may be incomplete
         for i, found in enumerate(results):
-            if len(found) == size and found[limit - 1][0] == found[-1][0] and self.index == "BIN_FLAT":
-                rings.setdefault(found[-1][0], []).append(i)
+            if len(found) == size and found.distances[limit - 1] == found.distances[-1] and self.index == "BIN_FLAT":
+                rings.setdefault(int(found.distances[-1]), []).append(i)
         for distance, queries in rings.items():
             radius = {"radius": distance + 1} | ({"range_filter": distance} if distance else {})
             complete = self._complete([codes[i] for i in queries], expression, radius, ask)
             for i, ring in zip(queries, complete, strict=True):
-                results[i] = [hit for hit in results[i] if hit[0] < distance] + sorted(ring, key=_order)
-        return [[_hit(hit) for hit in found[:limit]] for found in results]
+                n_closer = int(np.searchsorted(results[i].distances, distance))
+                results[i] = Hits._joined([results[i][:n_closer], ring._sorted()])
+        return [found[:limit] for found in results]
 
     def lookup(
         self,
@@ -475,7 +539,7 @@ class HashCollection:
         filter: str | None = None,  # noqa: A002
         filter_params: Mapping[str, Any] | None = None,
         output_fields: Sequence[str] = (),
-    ) -> list[list[Hit]]:
+    ) -> list[Hits]:
         """All rows within a Hamming radius, sorted by (distance, pk). Exact and complete, whatever their number.
 
         Args:
@@ -487,7 +551,7 @@ class HashCollection:
             output_fields: Names of fields to return; ``["*"]`` for all.
 
         Returns:
-            m lists of hits.
+            For each of the m codes its hits.
 
         Raises:
             SettingsError: A code, the radius, the filter or a field name has an impossible form.
@@ -500,7 +564,7 @@ class HashCollection:
         ask = {"output_fields": _output_fields(output_fields), "consistency_level": "Strong"}
         expression = _expression(modality, filter, filter_params)
         results = self._complete(codes, expression, {"radius": int(radius) + 1}, ask)  # Milvus excludes the outer bound
-        return [[_hit(hit) for hit in sorted(found, key=_order)] for found in results]
+        return [found._sorted() for found in results]
 
     def rank(
         self,
@@ -526,14 +590,38 @@ class HashCollection:
             StoreError: The index is not exact, or Milvus refused, or did not answer.
         """
         self._check_exact("rank")
-        self._check_codes(codes)
-        expression = _expression(modality, filter, filter_params)
-        ask = {"output_fields": [], "consistency_level": "Strong"}
-        rows = max(1, self._count(expression))
-        for some in _batches(codes, max(1, MAX_CALL_HITS // rows)):
-            for found in self._complete(some, expression, {}, ask):
-                found.sort(key=_order)
-                yield Ranking([pk for _, pk, _ in found], np.array([hit[0] for hit in found], dtype=np.uint16))
+        for found in self._served(codes, _expression(modality, filter, filter_params)):
+            ordered = found._sorted()
+            yield Ranking(ordered.pks, ordered.distances)
+
+    def served(
+        self,
+        codes: Sequence[bytes],
+        *,
+        modality: str | None = None,
+        filter: str | None = None,  # noqa: A002
+        filter_params: Mapping[str, Any] | None = None,
+    ) -> Iterator[Ranking]:
+        """As much as the index finds for each code, in any order: what evaluation measures.
+
+        With BIN_FLAT these are all rows, as `rank` gives them sorted. With BIN_IVF_FLAT they are those that a search
+        of the greatest limit, 16,384, returns: by no means all rows, not even of a small collection.
+
+        Args:
+            codes: m packed codes.
+            modality: Only rows of this one.
+            filter: Milvus expression over the fields, with placeholders.
+            filter_params: Value of each placeholder.
+
+        Yields:
+            m rankings, unsorted.
+
+        Raises:
+            SettingsError: A code or the filter has an impossible form.
+            StoreError: Milvus refused, or did not answer.
+        """
+        for found in self._served(codes, _expression(modality, filter, filter_params)):
+            yield Ranking(found.pks, found.distances)
 
     def count(
         self,
@@ -610,33 +698,44 @@ class HashCollection:
                 "a collection with BIN_FLAT, or search"
             )
 
+    def _served(self, codes: Sequence[bytes], expression: str) -> Iterator[Hits]:
+        self._check_codes(codes)
+        ask = {"output_fields": [], "consistency_level": "Strong"}
+        rows = max(1, self._count(expression))
+        for some in _batches(codes, max(1, MAX_CALL_HITS // rows)):
+            if self.index == "BIN_FLAT":
+                yield from self._complete(some, expression, {}, ask)
+            else:
+                yield from self._nearest(some, expression, MAX_HITS, {}, ask)
+
     def _nearest(
         self, codes: Sequence[bytes], expression: str, limit: int, bounds: Mapping[str, int], ask: Mapping[str, Any]
-    ) -> list[list[_Found]]:
+    ) -> list[Hits]:
         """One search, in calls of bounded size. `bounds` are Milvus's `radius` and `range_filter`."""
         params = dict(bounds) | ({"nprobe": IVF_NPROBE} if self.index == "BIN_IVF_FLAT" else {})
-        results: list[list[_Found]] = []
+        results: list[Hits] = []
         for some in _batches(codes, max(1, min(MAX_CALL_QUERIES, MAX_CALL_HITS // limit))):
-            answer = self._call(
-                "search",
-                data=list(some),
-                anns_field="code",
-                filter=expression,
-                limit=limit,
-                search_params={"metric_type": "HAMMING", "params": params},
+            question = {
+                "data": some,
+                "anns_field": "code",
+                "filter": expression,
+                "limit": limit,
+                "search_params": {"metric_type": "HAMMING", "params": params},
                 **ask,
-            )
-            for hits in answer:
-                # To iterate over `hits` itself would make an object of each row.
-                fields = [hit["entity"] for hit in hits] if ask["output_fields"] else repeat(_NO_FIELDS)
-                results.append([(int(d), pk, f) for d, pk, f in zip(hits.distances, hits.ids, fields, strict=False)])
+            }
+            if not ask["output_fields"]:
+                results += [Hits(*columns) for columns in self._connection.search_columns(self.name, **question)]
+                continue
+            for hits in self._call("search", **question):
+                fields = {pk: hit["entity"] for pk, hit in zip(hits.ids, hits, strict=True)}
+                results.append(Hits(list(hits.ids), np.array(hits.distances).astype(np.uint16), fields))
         return results
 
     def _complete(
         self, codes: Sequence[bytes], expression: str, bounds: Mapping[str, int], ask: Mapping[str, Any]
-    ) -> list[list[_Found]]:
+    ) -> list[Hits]:
         """All rows within `bounds`: where a query's answer is full, its range of keys is halved and asked again."""
-        results: list[list[_Found]] = [[] for _ in codes]
+        results: list[list[Hits]] = [[] for _ in codes]
         ranges: list[tuple[_Range, list[int]]] = [(_EVERYTHING, list(range(len(codes))))]
         while ranges:
             part, queries = ranges.pop()
@@ -645,13 +744,13 @@ class HashCollection:
             full: list[int] = []
             for i, found in zip(queries, answers, strict=True):
                 if len(found) < MAX_HITS:
-                    results[i] += found
+                    results[i].append(found)
                 else:
                     full.append(i)
             if full:
                 first = answers[queries.index(full[0])]
-                ranges += [(half, full) for half in _halves(part, [pk for _, pk, _ in first])]
-        return results
+                ranges += [(half, full) for half in _halves(part, first.pks)]
+        return [Hits._joined(parts) for parts in results]
 
 
 _Range = tuple[str | None, str | None]  # pk: above the first, up to the second
@@ -689,16 +788,6 @@ def _output_fields(names: Sequence[str]) -> list[str]:
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise SettingsError(f"a collection cannot be named {name!r}: give letters, digits and _, no digit first")
-
-
-def _order(hit: _Found) -> tuple[int, str]:
-    return hit[0], hit[1]
-
-
-def _hit(found: _Found) -> Hit:
-    distance, pk, fields = found
-    key, _, modality = pk.rpartition("#")
-    return Hit(pk, key.replace("%27", "'").replace("%25", "%"), modality, distance, fields)
 
 
 def _pk(item_id: str, modality: str) -> str:

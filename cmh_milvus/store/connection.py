@@ -6,15 +6,16 @@ import importlib.metadata
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc  # type: ignore[import-untyped]
 from pymilvus import MilvusClient, MilvusException
 
 from cmh_milvus.errors import MissingExtra, SettingsError, StoreError
+from cmh_milvus.store import raw_search
 
 TIMEOUT = 30.0  # seconds, for each call
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -24,6 +25,7 @@ LITE_LOCK_WAIT = 5.0  # seconds; Milvus Lite's child outlives a killed process b
 KEEPALIVE_MS = 300_000  # pymilvus's 10 s is more than a Milvus allows: it breaks connections that wait on an encoder
 
 LITE_PIN = "milvus-lite==2.5.2rc1"
+_T = TypeVar("_T")
 _SERVER_SCHEMES = ("http://", "https://", "tcp://", "unix:")
 _LITE_NAME = re.compile(r"[A-Za-z0-9._-]{1,36}")  # Lite's own rule, which it states in a RuntimeError
 
@@ -65,12 +67,27 @@ class Connection:
         Raises:
             StoreError: Milvus refused, or did not answer.
         """
+        return self._over_a_client(
+            method, lambda client: getattr(client, method)(*args, timeout=self.timeout, **kwargs)
+        )
+
+    def search_columns(self, *args: Any, **kwargs: Any) -> list[raw_search.Columns]:
+        """`MilvusClient.search` for keys and distances alone, otherwise as `call`: many times faster.
+
+        Raises:
+            StoreError: Milvus refused, or did not answer.
+        """
+        return self._over_a_client(
+            "search", lambda client: raw_search.search(client, *args, timeout=self.timeout, **kwargs)
+        )
+
+    def _over_a_client(self, action: str, do: Callable[[MilvusClient], _T]) -> _T:
         for wait in (*RECONNECT_WAITS, None):
             try:
                 if self._client is None:
                     self._connect()
-                with milvus_errors(self.uri, method):
-                    return getattr(self._client, method)(*args, timeout=self.timeout, **kwargs)
+                with milvus_errors(self.uri, action):
+                    return do(self._client)
             except ConnectionLost:
                 self._close(broken=True)
                 if wait is None:
@@ -110,6 +127,7 @@ class Connection:
                 dedicated=True,
                 grpc_options={"grpc.keepalive_time_ms": KEEPALIVE_MS},
             )
+            raw_search.tap(self._client)
 
 
 def lite_file(uri: str) -> Path | None:
