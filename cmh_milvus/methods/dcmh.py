@@ -45,7 +45,7 @@ from torch.optim import Adam, Optimizer
 from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData
 
-BLOCK = 1024  # train rows at a time in the likelihood
+BLOCK = 2048  # train rows at a time in the likelihood
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class NegativeLogLikelihood(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
         """sum_ij ( log(1 + e^Theta_ij) - S_ij Theta_ij )."""
-        value, direction = activations.new_zeros(()), torch.zeros_like(activations)
+        value, direction, half = activations.new_zeros(()), torch.zeros_like(activations), 0.5 * activations
         for G, block_labels in zip(torch.split(buffer, BLOCK), torch.split(all_labels, BLOCK), strict=True):
             similarity = label_similarity(labels, block_labels)  # (b, BLOCK)
-            theta = (0.5 * activations) @ G.T  # (b, BLOCK)
+            theta = half @ G.T  # (b, BLOCK)
             value += F.softplus(theta).sum() - torch.dot(theta.flatten(), similarity.flatten())
             direction.addmm_(theta.sigmoid_().sub_(similarity), G)
         ctx.save_for_backward(direction)

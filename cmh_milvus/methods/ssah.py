@@ -84,7 +84,7 @@ class SsahConfig:
     modality_passes: int = 3
     learning_rate: float = 3e-3
     batch_size: int = 128
-    epochs: int = 20
+    epochs: int = 10
 
 
 def pairwise_likelihood(batch: Tensor, label_net: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
