@@ -19,6 +19,7 @@ from cmh_milvus.evaluation import (
     audit_split,
     chance_level,
     evaluate_codes,
+    evaluate_floats,
     evaluate_through,
 )
 from cmh_milvus.training import Trained, TrainingSettings, relaxed_codes, train
@@ -27,6 +28,7 @@ BASELINES = ("cca_itq", "random_projection")
 TITLES = {"cca_itq": "CCA-ITQ", "random_projection": "random projection", "dcmh": "DCMH", "duet": "DUET"}
 
 Codes = Mapping[str, NDArray[np.uint8]]
+Relaxed = Mapping[str, NDArray[np.float32]]
 Progress = Callable[[int, int, str], None]
 
 
@@ -39,24 +41,35 @@ class Candidate:
         codes: "image" and "text" packed codes of all items, uint8 (n, n_bits // 8).
         fingerprint: Of the encoder, or "".
         seconds: Training time, or None.
+        relaxed: Relaxed codes by modality, float32 (n, n_bits), for the ceiling that binarisation takes away from.
     """
 
     name: str
     codes: Codes
     fingerprint: str = ""
     seconds: float | None = None
+    relaxed: Relaxed | None = None
 
 
-def encode_pairs(encoder: CrossModalHashEncoder, data: PairedFeatures) -> Codes:
-    """Packed codes of all items by modality."""
-    return {"image": encoder.packed_codes("image", data.image), "text": encoder.packed_codes("text", data.text)}
+def encode_pairs(encoder: CrossModalHashEncoder, data: PairedFeatures) -> Relaxed:
+    """Relaxed codes of all items by modality."""
+    return {"image": encoder.encode_features("image", data.image), "text": encoder.encode_features("text", data.text)}
+
+
+def packed(relaxed: Relaxed) -> Codes:
+    """Packed codes by modality."""
+    return {modality: pack(binarize(h)) for modality, h in relaxed.items()}
 
 
 def codes_of(trained: Trained, data: PairedFeatures) -> Codes:
     """Packed codes of all items by modality, of heads that were just trained."""
+    return packed(_relaxed_of(trained, data))
+
+
+def _relaxed_of(trained: Trained, data: PairedFeatures) -> Relaxed:
     return {
-        "image": pack(binarize(relaxed_codes(trained.image_head, data.image))),
-        "text": pack(binarize(relaxed_codes(trained.text_head, data.text))),
+        "image": relaxed_codes(trained.image_head, data.image),
+        "text": relaxed_codes(trained.text_head, data.text),
     }
 
 
@@ -65,7 +78,8 @@ def train_candidate(
 ) -> Candidate:
     """Train a method with its default settings and encode all items."""
     trained = train(data, TrainingSettings(method=method, n_bits=n_bits, seed=seed), progress=progress)
-    return Candidate(TITLES.get(method, method), codes_of(trained, data), seconds=trained.record["seconds"])
+    relaxed = _relaxed_of(trained, data)
+    return Candidate(TITLES.get(method, method), packed(relaxed), seconds=trained.record["seconds"], relaxed=relaxed)
 
 
 def compare(
@@ -80,7 +94,7 @@ def compare(
 
     Args:
         data: Labels and split.
-        candidates: The first is the one that `through` serves.
+        candidates: The first is the one that `through` serves; its relaxed codes are measured too, as the ceiling.
         texts: The items' texts, for the audit of the split.
         through: A collection that holds the first candidate's codes of the database.
         seed: Of the bootstrap.
@@ -92,6 +106,9 @@ def compare(
         evaluate_codes(one.name, one.codes, data, fingerprint=one.fingerprint, seconds=one.seconds, seed=seed)
         for one in candidates
     ]
+    ceiling = candidates[0].relaxed
+    if ceiling is not None:
+        results.append(evaluate_floats(f"{candidates[0].name}, not binarised", ceiling, data, seed=seed))
     split = data.split
     assert data.labels is not None, "evaluate_codes has checked it"
     return EvaluationReport(

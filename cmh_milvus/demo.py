@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cmh_milvus.codes import to_bytes
-from cmh_milvus.comparison import BASELINES, Candidate, compare, encode_pairs, train_candidate
+from cmh_milvus.comparison import BASELINES, Candidate, compare, encode_pairs, packed, train_candidate
 from cmh_milvus.datasets.base import PairedDataset, PairedFeatures, cut_validation
 from cmh_milvus.datasets.emoji import EMOJI_FEATURES, load_emoji
 from cmh_milvus.embedding import CrossModalHashEmbeddingFunction
@@ -153,7 +153,8 @@ def _default_encoder(data: PairedFeatures, backbones: Sequence[Backbone], folder
     )
     encoder.save_pretrained(folder, training=trained.record)
     say(f"trained DUET in {trained.record['seconds']:.0f} s ({trained.record['chosen_epoch']} epochs): {folder}")
-    return Candidate("DUET (ours)", encode_pairs(encoder, data), encoder.fingerprint, trained.record["seconds"])
+    relaxed = encode_pairs(encoder, data)
+    return Candidate("DUET (ours)", packed(relaxed), encoder.fingerprint, trained.record["seconds"], relaxed)
 
 
 def _every(epochs: int, say: Say) -> Callable[[int, int, str], None]:

@@ -87,9 +87,9 @@ def encoder(encoder_folder, backbones):
 @pytest.fixture(scope="session")
 def emoji_codes(encoder, emoji_features):
     """Packed codes of all emoji by modality."""
-    from cmh_milvus.comparison import encode_pairs
+    from cmh_milvus.comparison import encode_pairs, packed
 
-    return encode_pairs(encoder, emoji_features)
+    return packed(encode_pairs(encoder, emoji_features))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import click
 
 from cmh_milvus.cli.output import FORMATS, print_rows, progress_bar, say, write_failures
 from cmh_milvus.cli.sources import evaluation_source, feature_cache, iterate_items, training_source
-from cmh_milvus.errors import CmhError, SettingsError
+from cmh_milvus.errors import CmhError, QualityGateMissed, SettingsError
 
 if TYPE_CHECKING:
     from cmh_milvus.store import Hit
@@ -347,82 +347,144 @@ def _hit_row(question: str, rank: int, hit: Hit, shown: Sequence[str]) -> dict[s
 
 @cli.command()
 @source_argument
-@click.option("-m", "--model", "models", multiple=True, required=True, help="Folder of an encoder; repeatable.")
-@click.option("--baselines/--no-baselines", default=True, show_default=True, help="Train the baselines beside it.")
+@click.option("-m", "--model", "models", multiple=True, help="Folder of an encoder; repeatable.")
+@click.option("--method", "methods_", multiple=True, help="Method to train and measure beside; repeatable.")
+@click.option("--bits", "bits_list", help="Code lengths of --method and the baselines, such as 16,32,64,128.")
+@click.option("--baselines/--no-baselines", default=True, show_default=True, help="Train the baselines beside.")
 @click.option("--uri", envvar="MILVUS_URI", show_envvar=True, help="Measure through the collection there as well.")
 @click.option("--token", envvar="MILVUS_TOKEN", show_envvar=True, help="Of a server that asks for one.")
 @click.option("-c", "--collection", default="items", show_default=True, help="Name of the collection.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="HTML page to write.")
+@click.option(
+    "--min-map", type=float, help="Exit with 5 if the first encoder's mean MAP@all of both directions is less."
+)
+@click.option("--strict", is_flag=True, help="Exit with 5 if the split leaks.")
+@click.option("--image-backbone", help="Without --model, as for train.")
+@click.option("--text-backbone", help="Without --model, as for train.")
 @column_options
 @device_option
 @cache_option
-@format_option
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice((*FORMATS, "latex")),
+    help="Of the results.  [default: table on a terminal, JSON lines otherwise]",
+)
 def evaluate(
     source: str,
     models: Sequence[str],
+    methods_: Sequence[str],
+    bits_list: str | None,
     baselines: bool,
     uri: str | None,
     token: str | None,
     collection: str,
     page: Path | None,
+    min_map: float | None,
+    strict: bool,
+    image_backbone: str | None,
+    text_backbone: str | None,
     device: str,
     cache: Path | None,
     output_format: str | None,
     **columns: str,
 ) -> None:
-    r"""Measure encoders on the held-out queries of SOURCE.
+    r"""Measure encoders and methods on the held-out queries of SOURCE.
 
-    SOURCE needs labels: relevant is what shares one with the query. The queries are those that `train` held out.
-    Figures go to stdout, to evaluation.json in the (first) encoder's folder, and to the page of --report. With --uri
-    the same rankings are read through the collection and compared with brute force.
+    SOURCE needs labels: relevant is what shares one with the query. The queries are those that `train` held out, or
+    those of SOURCE's own split. Figures go to stdout, to evaluation.json in the first encoder's folder, and to the page
+    of --report; what is wrong with the split goes to stderr. With --uri the same rankings are read through the
+    collection and compared with brute force.
 
     \b
-    Example:
+    Examples:
       cmh-milvus evaluate products.csv --label-column category -m products-64 --report products.html
+      cmh-milvus evaluate features.npz --method duet --method dcmh --bits 16,32,64,128 --format latex
     """
-    from cmh_milvus.comparison import BASELINES, Candidate, compare, encode_pairs, train_candidate
+    from cmh_milvus.comparison import BASELINES, Candidate, compare, encode_pairs, packed, train_candidate
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder, read_json, write_json
+    from cmh_milvus.evaluation import CROSS_MODAL
     from cmh_milvus.report.page import SizeLine, render_page, write_page
     from cmh_milvus.store import HashCollection
 
+    if not models and not methods_:
+        raise click.UsageError("give --model or --method, or both")
+    if uri is not None and not models:
+        raise click.UsageError("--uri needs --model: a collection holds the codes of an encoder folder")
     encoders = [CrossModalHashEncoder.from_pretrained(model, device=device) for model in models]
-    training = Path(models[0]) / "training.json"
-    record = read_json(training) if training.exists() else {}
-    loaded = evaluation_source(source, columns, encoders[0], record.get("split"), device=device, cache=cache)
+    records = [read_json(Path(model) / "training.json") for model in models]
+    for model, encoder in zip(models[1:], encoders[1:], strict=True):
+        for modality, tower in encoder.towers.items():
+            if tower.backbone_config != encoders[0].towers[modality].backbone_config:
+                raise SettingsError(f"{model} and {models[0]} have different backbones: evaluate them one by one")
+    if encoders:
+        loaded = evaluation_source(source, columns, encoders[0], records[0].get("split"), device=device, cache=cache)
+    else:
+        loaded = training_source(
+            source,
+            columns,
+            image_backbone=image_backbone,
+            text_backbone=text_backbone,
+            queries=0.1,
+            validation=0.1,
+            seed=0,
+            device=device,
+            cache=cache,
+        )
+    data = loaded.features
     candidates = []
-    for model, encoder in zip(models, encoders, strict=True):
-        if encoder.towers["image"].backbone_config != encoders[0].towers["image"].backbone_config or (
-            encoder.towers["text"].backbone_config != encoders[0].towers["text"].backbone_config
-        ):
-            raise SettingsError(f"{model} and {models[0]} have different backbones: evaluate them one by one")
-        codes = encode_pairs(encoder, loaded.features)
-        candidates.append(Candidate(Path(model).name, codes, encoder.fingerprint, record.get("seconds")))
-    if baselines:
-        for n_bits in sorted({encoder.n_bits for encoder in encoders}):
-            candidates += [train_candidate(loaded.features, method, n_bits) for method in BASELINES]
+    for model, encoder, record in zip(models, encoders, records, strict=True):
+        relaxed = encode_pairs(encoder, data)
+        name = Path(model).resolve().name
+        candidates.append(Candidate(name, packed(relaxed), encoder.fingerprint, record.get("seconds"), relaxed))
+    lengths = sorted({encoder.n_bits for encoder in encoders}) if bits_list is None else _bits(bits_list)
+    for method in (*methods_, *(BASELINES if baselines else ())):
+        for n_bits in lengths or [64]:
+            with progress_bar(f"training {method}, {n_bits} bits") as progress:
+                candidates.append(train_candidate(data, method, n_bits, progress=progress))
     if uri is None:
-        report = compare(loaded.features, candidates, texts=loaded.texts)
+        report = compare(data, candidates, texts=loaded.texts)
     else:
         with HashCollection.open(uri, collection, encoders[0], token=token) as served:
-            report = compare(loaded.features, candidates, texts=loaded.texts, through=served)
+            report = compare(data, candidates, texts=loaded.texts, through=served)
         through = report.through_collection
         assert through is not None
         say(f"through the collection: MAP differs by {through.difference:.1e}, {through.missing} rows are missing")
-    write_json(Path(models[0]) / "evaluation.json", report.to_json())
+    if models:
+        write_json(Path(models[0]) / "evaluation.json", report.to_json())
     for finding in report.audit:
-        say(finding)
+        say(f"{'LEAK: ' if finding.leak else ''}{finding.text}")
     if page is not None:
+        n_bits = report.results[0].n_bits
         sizes = [
-            SizeLine(f"hash code of {encoders[0].n_bits} bits", encoders[0].n_bits // 8),
-            SizeLine("text features, float32", loaded.features.text.shape[1] * 4),
-            SizeLine("picture features, float32", loaded.features.image.shape[1] * 4),
+            SizeLine(f"hash code of {n_bits} bits", n_bits // 8),
+            SizeLine("text features, float32", data.text.shape[1] * 4),
+            SizeLine("picture features, float32", data.image.shape[1] * 4),
         ]
-        write_page(page, render_page(f"Evaluation on {loaded.features.name}", report, sizes=sizes))
+        write_page(page, render_page(f"Evaluation on {data.name}", report, sizes=sizes))
         say(f"page: {page}")
     print_rows(report.rows(), output_format)
+    reached = sum(report.results[0].directions[d].estimates["MAP@all"].mean for d in CROSS_MODAL) / len(CROSS_MODAL)
+    if min_map is not None and reached < min_map:
+        raise QualityGateMissed(
+            f"the mean MAP@all of {candidates[0].name} is {reached:.4f}, below the gate of {min_map}"
+        )
+    if strict and any(finding.leak for finding in report.audit):
+        raise QualityGateMissed("the split leaks (see above), so the figures cannot be trusted: mend the split")
     if loaded.failures:
         say(f"{len(loaded.failures)} items were left out; the first: {': '.join(loaded.failures[0])}")
         click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _bits(text: str) -> list[int]:
+    from cmh_milvus.codes import check_n_bits
+
+    try:
+        return [check_n_bits(int(part)) for part in text.split(",")]
+    except ValueError as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise SettingsError(f"--bits takes numbers with commas between, such as 16,32,64; got {text!r}") from error
 
 
 @cli.command()

@@ -31,11 +31,12 @@ def print_rows(rows: Sequence[Row], output_format: str | None, title: str = "") 
 
     Args:
         rows: Flat rows with equal keys.
-        output_format: One of `FORMATS`; None means a table on a terminal, JSON lines otherwise.
+        output_format: One of `FORMATS`, or "latex"; None means a table on a terminal, JSON lines otherwise.
         title: Of the table.
     """
     chosen = output_format or ("table" if sys.stdout.isatty() else "jsonl")
-    {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv, "html": _html}[chosen](rows, title)
+    writers = {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv, "html": _html, "latex": _latex}
+    writers[chosen](rows, title)
 
 
 def _table(rows: Sequence[Row], title: str) -> None:
@@ -47,7 +48,7 @@ def _table(rows: Sequence[Row], title: str) -> None:
     columns = list(rows[0]) if rows else []
     table = Table(title=title or None, box=box.SIMPLE_HEAD)
     for column in columns:
-        number = all(isinstance(row[column], (int, float)) for row in rows)
+        number = all(isinstance(row[column], (int, float, type(None))) for row in rows)
         table.add_column(Text(column), justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(row[column])) for column in columns))
@@ -87,6 +88,25 @@ def _html(rows: Sequence[Row], title: str) -> None:
         "<tr>" + "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row.values()) + "</tr>" for row in rows
     )
     click.echo(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
+
+
+def _latex(rows: Sequence[Row], title: str) -> None:
+    columns = list(rows[0]) if rows else []
+    lines = [
+        rf"\begin{{tabular}}{{{'l' * len(columns)}}}",
+        r"\toprule",
+        " & ".join(map(_latex_escape, columns)) + r" \\",
+        r"\midrule",
+        *(" & ".join(_latex_escape(_cell(row[column])) for column in columns) + r" \\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    click.echo("\n".join(lines))
+
+
+def _latex_escape(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(c, rf"\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
 @contextmanager

@@ -6,21 +6,26 @@ code. A loss on pairs alone ranks finely and ignores the labels. DUET contrasts 
 With image and text codes A, B in {-1, +1}^{b x K} of a batch (straight-through signs), s(u, v) = u.v / K:
 
     label    L_lab(U, V) = - mean_i sum_j W_ij log softmax_j( s(u_i, v_j) / tau_label ) / sum_j W_ij            (1)
-             W_ij = Jaccard overlap of the label sets of i and j; the mean is over (A, B), (B, A), (A, A), (B, B),
-             and an item is not its own positive in the last two (supervised contrast: Khosla et al. 2020, eq. 2,
-             arXiv 2004.11362)
+             W_ij = (Jaccard overlap of the label sets of i and j) ^ overlap_power; the mean is over (A, B), (B, A),
+             (A, A), (B, B), and an item is not its own positive in the last two (supervised contrast: Khosla et al.
+             2020, eq. 2, arXiv 2004.11362)
     pairs    L_pair = cross entropy of softmax_j( s(a_i, b_j) / tau_pair ) against j = i, both ways             (2)
              (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748)
     soft     L_soft = the same softmax against P_ij = softmax_j( cos(y_i, y_j) / tau_pair ), y the text features (3)
 
-    L = L_lab + pair_weight (L_pair + L_soft)                                                                   (4)
+    predict  L_pred = mean binary cross entropy of a linear layer on each head's hidden layer against the labels  (4)
+
+    L = L_lab + predict_weight L_pred + pair_weight (L_pair + L_soft)                                           (5)
+
+While training, each pair is blended with a random other one, x_i <- u x_i + (1 - u) x_j, with u ~ U(1 - blend, 1) and j
+the same in both modalities; the targets stay those of i (mixup's input half: Zhang et al. 2018, arXiv 1710.09412).
 
 symbol    variable              shape
 A, B      image_code, text_code (b, K)
 W         overlap               (b, b)
 y         batch.text            (b, text_dim)
 
-`pair_weight` is the one knob: 0 ranks by labels only, 1 and more by pairs. Without labels L_lab is left out.
+`pair_weight` is the one knob: 0 ranks by labels only, 1 and more by pairs. Without labels only eq. 2 and 3 are left.
 
 Departures: none from a paper; the method is this project's own, made of the published losses named above.
 """
@@ -32,10 +37,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
+from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle, straight_through_sign
 
 
@@ -45,6 +50,9 @@ class DuetConfig:
 
     Attributes:
         pair_weight: Weight of pair agreement against label agreement.
+        predict_weight: Weight of the label prediction.
+        overlap_power: Above 1 the label contrast favours items that share most labels, and NDCG over MAP.
+        blend: Largest share of another pair that is mixed into the features.
         tau_label: Temperature of the label contrast.
         tau_pair: Temperature of the pair contrast and of the soft targets.
         hidden: Width of each head's hidden layer.
@@ -57,12 +65,15 @@ class DuetConfig:
     """
 
     pair_weight: float = 0.3
+    predict_weight: float = 3.0
+    overlap_power: float = 1.0
+    blend: float = 0.3
     tau_label: float = 0.2
     tau_pair: float = 0.1
     hidden: int = 1024
     dropout: float = 0.5
     input_dropout: float = 0.2
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
     batch_size: int = 256
     epochs: int = 120
@@ -122,6 +133,13 @@ def text_targets(text: Tensor, tau: float) -> Tensor:
     return F.softmax(unit @ unit.T / tau, dim=1)
 
 
+def blended(image: Tensor, text: Tensor, blend: float) -> tuple[Tensor, Tensor]:
+    """Each pair mixed with a random other one: (b, image_dim), (b, text_dim) -> the same shapes."""
+    other = torch.randperm(len(image), device=image.device)
+    share = blend * torch.rand(len(image), 1, device=image.device)  # (b, 1)
+    return image.lerp(image[other], share), text.lerp(text[other], share)
+
+
 class Duet(Method):
     """See the module's docstring."""
 
@@ -141,20 +159,11 @@ class Duet(Method):
         super().__init__(train, n_bits, config)
 
         def head(features: Tensor) -> HashHead:
-            made = HashHead(
-                HashHeadConfig(
-                    in_dim=features.shape[1],
-                    n_bits=n_bits,
-                    hidden=(config.hidden,),
-                    batch_norm=True,
-                    dropout=config.dropout,
-                    input_dropout=config.input_dropout,
-                )
-            )
-            made.scaling.fit(features)
-            return made
+            return HashHead.fitted(features, n_bits, (config.hidden,), config.dropout, config.input_dropout)
 
         self.image_head, self.text_head = head(train.image), head(train.text)
+        n_labels = 0 if train.label_matrix is None else train.label_matrix.shape[1]
+        self.image_labels, self.text_labels = (nn.Linear(config.hidden, n_labels) for _ in range(2))
 
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One AdamW over both heads."""
@@ -165,13 +174,15 @@ class Duet(Method):
         return {"heads": one_cycle(progress, self.config.learning_rate)}
 
     def steps(self, batch: Batch, phase: str) -> Iterator[Step]:
-        """One joint update on eq. 4."""
+        """One joint update on eq. 5."""
         config = self.config
-        image_code = straight_through_sign(self.image_head(batch.image))
-        text_code = straight_through_sign(self.text_head(batch.text))
+        image, text = blended(batch.image, batch.text, config.blend)
+        image_hidden, text_hidden = self.image_head.hidden(image), self.text_head.hidden(text)
+        image_code = straight_through_sign(self.image_head.output(image_hidden))
+        text_code = straight_through_sign(self.text_head.output(text_hidden))
         terms: dict[str, Tensor] = {}
         if batch.label_matrix is not None:
-            overlap = label_overlap(batch.label_matrix)
+            overlap = label_overlap(batch.label_matrix) ** config.overlap_power
             sides = [
                 (image_code, text_code),
                 (text_code, image_code),
@@ -180,6 +191,9 @@ class Duet(Method):
             ]
             contrasts = [label_contrast(a, b, overlap, config.tau_label) for a, b in sides]
             terms["label"] = torch.stack(contrasts).mean()
+            predictions = torch.stack([self.image_labels(image_hidden), self.text_labels(text_hidden)])
+            truth = batch.label_matrix.expand_as(predictions)
+            terms["predict"] = config.predict_weight * F.binary_cross_entropy_with_logits(predictions, truth)
         if config.pair_weight > 0 or not terms:
             weight = config.pair_weight if terms else 1.0
             own = torch.eye(len(batch), device=image_code.device)

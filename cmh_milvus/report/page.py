@@ -9,7 +9,7 @@ from pathlib import Path
 import jinja2
 import markupsafe
 
-from cmh_milvus.evaluation import DIRECTION_LABELS, DIRECTIONS, EvaluationReport
+from cmh_milvus.evaluation import CROSS_MODAL, DIRECTION_LABELS, DIRECTIONS, EvaluationReport
 from cmh_milvus.report.plots import precision_recall_plot, topn_precision_plot
 
 
@@ -83,7 +83,8 @@ def render_page(
         title=title,
         intro=intro,
         report=report,
-        directions=DIRECTIONS,
+        cross_modal=CROSS_MODAL,
+        within=[direction for direction in DIRECTIONS if direction not in CROSS_MODAL],
         direction_labels=DIRECTION_LABELS,
         topn_plot=markupsafe.Markup(topn_precision_plot(report)),  # noqa: S704  (matplotlib escapes its text)
         pr_plot=markupsafe.Markup(precision_recall_plot(report)),  # noqa: S704

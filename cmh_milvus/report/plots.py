@@ -21,7 +21,7 @@ def topn_precision_plot(report: EvaluationReport) -> str:
         for number, result in enumerate(report.results):
             measured = result.directions[direction]
             _line(axes, measured.top_n, measured.top_n_precision, result, number)
-        axes.axhline(report.chance[direction], color="#999", linestyle=":", label="chance")
+        axes.axhline(report.chance, color="#999", linestyle=":", label="chance")
         axes.set_xscale("log")
     return _svg(figure, panels)
 
@@ -32,6 +32,8 @@ def precision_recall_plot(report: EvaluationReport) -> str:
     for direction, axes in panels.items():
         for number, result in enumerate(report.results):
             measured = result.directions[direction]
+            if not measured.radius_recall:
+                continue  # float vectors have no radius
             points = [
                 (recall, precision)
                 for recall, precision, empty in zip(
@@ -40,7 +42,7 @@ def precision_recall_plot(report: EvaluationReport) -> str:
                 if empty < 1
             ]
             _line(axes, [r for r, _ in points], [p for _, p in points], result, number)
-        axes.axhline(report.chance[direction], color="#999", linestyle=":", label="chance")
+        axes.axhline(report.chance, color="#999", linestyle=":", label="chance")
         axes.set_xlim(0, 1)
     return _svg(figure, panels)
 
@@ -62,7 +64,7 @@ def _line(axes: Axes, x: list[int] | list[float], y: list[float], result: Encode
     axes.plot(
         x,
         y,
-        label=f"{result.name}, {result.n_bits} bits",
+        label=result.name,
         color=COLOURS[number % len(COLOURS)],
         marker=MARKERS[number % len(MARKERS)],
         markersize=3,
