@@ -18,7 +18,7 @@ import pytest
 from tests.store.conftest import SERVER_FOLDER
 
 FOLDER = Path(__file__).parent
-SUITE = ("test_collection.py", "test_ingest.py")
+SUITE = ("test_collection.py", "test_ingest.py", "test_raw_search.py")
 
 
 def isolated():
