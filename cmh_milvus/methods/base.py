@@ -196,7 +196,13 @@ def nearest_rows(unit: Tensor, k: int, block: int = 1024) -> tuple[Tensor, Tenso
         block: Rows at a time.
 
     Returns:
-        Inner products (n, k), falling along a row, and the row numbers, int64 (n, k).
+        Inner products (n, k), falling along a row, and the row numbers, int32 (n, k): half the memory of int64.
     """
-    nearest = [(rows @ unit.T).topk(min(k, len(unit)), dim=1) for rows in torch.split(unit, block)]
-    return torch.cat([found.values for found in nearest]), torch.cat([found.indices for found in nearest])
+    n, k = len(unit), min(k, len(unit))
+    values = unit.new_empty(n, k)
+    rows = torch.empty(n, k, dtype=torch.int32, device=unit.device)
+    for start in range(0, n, block):
+        end = start + block
+        values[start:end], found = (unit[start:end] @ unit.T).topk(k, dim=1)
+        rows[start:end] = found
+    return values, rows

@@ -42,8 +42,10 @@ class CcaItqConfig:
     epochs: int = 1
 
 
-def canonical_directions(image: Tensor, text: Tensor, k: int, ridge: float) -> tuple[Tensor, Tensor]:
-    """Step 1 and 2: centred float64 (n, d_x), (n, d_y) -> (d_x, k), (d_y, k)."""
+def canonical_directions(
+    image: Tensor, text: Tensor, k: int, ridge: float, power: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Step 1 and 2: centred float64 (n, d_x), (n, d_y) -> (d_x, k), (d_y, k), scaled by correlation^power."""
     n = len(image)
 
     def inverse_root(features: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def canonical_directions(image: Tensor, text: Tensor, k: int, ridge: float) -> t
 
     image_root, text_root = inverse_root(image), inverse_root(text)
     u, correlation, vt = torch.linalg.svd(image_root @ (image.T @ text / n) @ text_root, full_matrices=False)
-    scale = correlation[:k]
+    scale = correlation[:k] ** power
     return image_root @ u[:, :k] * scale, text_root @ vt[:k].T * scale
 
 

@@ -96,8 +96,8 @@ def joint_features(image: Tensor, text: Tensor, a1: float) -> Tensor:
 
 def row_thresholds(unit: Tensor, kept: float, block: int = 1024) -> Tensor:
     """The smallest entry of each row that eq. 1 keeps: (n, d) -> (n,)."""
-    k = max(1, round(kept * len(unit)))
-    return torch.cat([(rows @ unit.T).topk(k, dim=1).values[:, -1] for rows in torch.split(unit, block)])
+    dropped = len(unit) - max(1, round(kept * len(unit)))
+    return torch.cat([(rows @ unit.T).kthvalue(dropped + 1, dim=1).values for rows in torch.split(unit, block)])
 
 
 def similarity_block(unit: Tensor, thresholds: Tensor, a2: float) -> Tensor:

@@ -67,7 +67,7 @@ class DgcpnConfig:
     a1: float = 0.3
     a2: float = 0.3
     neighbours: float = 0.4
-    max_neighbours: int = 2000
+    max_neighbours: int = 1000
     scale: float = 2.0
     pull: float = 1.5
     dw: float = 1.0
@@ -89,7 +89,7 @@ def joint_features(image: Tensor, text: Tensor, a1: float) -> Tensor:
 def transition(neighbours: Tensor, weights: Tensor, n: int) -> Tensor:
     """Dense rows of P (eq. 2): row numbers (b, k) and C's entries there (b, k) -> (b, n), rows sum to 1."""
     chances = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-12)
-    return torch.zeros(len(chances), n, device=chances.device).scatter_(1, neighbours, chances)
+    return torch.zeros(len(chances), n, device=chances.device).scatter_(1, neighbours.long(), chances)
 
 
 def target_similarity(pairwise: Tensor, coherence: Tensor, a2: float, scale: float) -> Tensor:

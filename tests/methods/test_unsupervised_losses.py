@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from cmh_milvus.methods import cirh, cmfh, dgcpn, duet, lcmh, ucch, ugach
+from cmh_milvus.methods import canon, cirh, cmfh, dgcpn, duet, lcmh, ucch, ugach
 from cmh_milvus.methods.base import nearest_rows
 from tests.reference import methods_unsupervised as slow
 
@@ -257,6 +257,30 @@ def test_cmfh_updates_are_the_minima_of_the_objective():
     for found in gradient(latent, bases, projections, (1, 2, 3, 4)):
         assert found.abs().max() < 1e-9
     assert gradient(new, bases, projections, (0,))[0].abs().max() < 1e-9
+
+
+# CANON
+
+
+def test_canon_code_loss(codes):
+    target = ucch.code_signs(torch.randn(B, K, generator=torch.Generator().manual_seed(5)))
+    assert_same(canon.code_loss(codes[0], target), slow.canon_code_loss(codes[0], target), codes[:1])
+
+
+def test_canon_teacher_keeps_what_both_sides_share():
+    """Items of one hidden class share most bits, though each side is mostly noise of its own."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.arange(300) % 3
+    signal = torch.nn.functional.one_hot(hidden, 3).to(torch.float64)
+    sides = [3 * torch.randn(300, 20, generator=generator) for _ in "xy"]
+    for side in sides:
+        side[:, :3] += 5 * signal
+    config = canon.CanonConfig(directions=3)
+    target = canon.teacher_codes(canon.shared_rows(*sides, config), 8, 20)
+    assert set(target.unique().tolist()) == {-1.0, 1.0}
+    agreement = (target @ target.T / 8)[~torch.eye(300, dtype=torch.bool)]
+    same = (hidden[:, None] == hidden)[~torch.eye(300, dtype=torch.bool)]
+    assert agreement[same].mean() > agreement[~same].mean() + 0.4
 
 
 # DUET

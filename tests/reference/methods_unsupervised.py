@@ -198,3 +198,12 @@ def duet_pair_contrast(image_code, text_code, target, tau):
             score = [torch.exp((one[i] @ other[j]) / (n_bits * tau)) for j in range(b)]
             total = total - sum(target[i, j] * torch.log(score[j] / sum(score)) for j in range(b)) / (2 * b)
     return total
+
+
+# CANON
+
+
+def canon_code_loss(activations, codes):
+    b, n_bits = codes.shape
+    terms = [torch.log(1 + torch.exp(-codes[i, k] * activations[i, k])) for i in range(b) for k in range(n_bits)]
+    return sum(terms) / (b * n_bits)
