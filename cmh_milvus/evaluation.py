@@ -105,7 +105,7 @@ class EncoderResult:
 
 @dataclass(frozen=True)
 class ThroughCollection:
-    """The same figures through a collection against brute force, across modalities.
+    """The same figures through a collection against brute force.
 
     What a perfect MAP of 1 loses is split in two: `model_loss` is what the codes lose even if ranked exactly, and
     `index_loss` what is lost on top because the collection does not return every row.
@@ -478,7 +478,7 @@ def _near_duplicates(features: NDArray[np.float32], split: Split) -> NDArray[np.
 
 
 def evaluate_through(ranker: Ranker, codes: Mapping[str, PackedCodes], data: PairedFeatures) -> ThroughCollection:
-    """Compare rankings through a collection with brute force, from pictures to texts and back.
+    """Compare rankings through a collection with brute force, in all directions.
 
     A collection with BIN_IVF_FLAT is measured by what its searches return (`HashCollection.served`).
 
@@ -500,8 +500,7 @@ def evaluate_through(ranker: Ranker, codes: Mapping[str, PackedCodes], data: Pai
     missing, wrong = 0, 0
     exact_map: dict[Direction, float] = {}
     served_map: dict[Direction, float] = {}
-    for direction in CROSS_MODAL:
-        one, other = DIRECTIONS[direction]
+    for direction, (one, other) in DIRECTIONS.items():
         query_codes, database_codes = codes[one][split.query], codes[other][split.database]
         exact = distance_table(
             query_codes, database_codes, labels[split.query], labels[split.database], grading="binary"
@@ -531,7 +530,7 @@ def evaluate_through(ranker: Ranker, codes: Mapping[str, PackedCodes], data: Pai
         served_map[direction] = metrics.mean_average_precision(DistanceTable(counts, exact.gains, unranked))
         missing += int(unranked.sum())
         wrong += int((counts != exact.counts).sum())
-    index_loss = {direction: exact_map[direction] - served_map[direction] for direction in CROSS_MODAL}
+    index_loss = {direction: exact_map[direction] - served_map[direction] for direction in DIRECTIONS}
     return ThroughCollection(
         difference=max(map(abs, index_loss.values())),
         missing=missing,
@@ -539,7 +538,7 @@ def evaluate_through(ranker: Ranker, codes: Mapping[str, PackedCodes], data: Pai
         recall_by_distance=[
             int(returned) / int(rows) if rows else None for rows, returned in zip(rows_at, returned_at, strict=True)
         ],
-        model_loss={direction: 1 - exact_map[direction] for direction in CROSS_MODAL},
+        model_loss={direction: 1 - exact_map[direction] for direction in DIRECTIONS},
         index_loss=index_loss,
     )
 
