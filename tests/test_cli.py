@@ -165,6 +165,47 @@ def test_sweep_gates_and_latex(emoji_features, tmp_path):
     fails(run(*base, "--bits", "9"), 2, "multiple of 8")
 
 
+def test_benchmark_resumes(emoji_features):
+    """A row a run; what the file has is not run again, a torn last line is."""
+    some = np.sort(np.concatenate([emoji_features.split.query[:30], emoji_features.split.database[:150]]))
+    query = np.flatnonzero(np.isin(some, emoji_features.split.query))
+    np.savez(
+        "some.npz",
+        image=emoji_features.image[some],
+        text=emoji_features.text[some],
+        labels=emoji_features.labels[some],
+        query=query,
+        database=np.setdiff1d(np.arange(len(some)), query),
+    )
+    base = ["benchmark", "some.npz", "--method", "cca_itq", "--seeds", "2", "-o", "b.jsonl"]
+    first = run(*base, "--bits", "8")
+    assert first.exit_code == 0, first.stderr
+    written = Path("b.jsonl").read_text()
+    assert len(written.splitlines()) == 2
+    (row,) = lines(first)
+    assert (row["data"], row["method"], row["n_bits"], row["seeds"]) == ("some", "cca_itq", 8, 2)
+    seeds = [json.loads(line) for line in written.splitlines()]
+    both = [(line["MAP@all I→T"] + line["MAP@all T→I"]) / 2 for line in seeds]
+    assert row["MAP@all"] == pytest.approx(np.mean(both))
+    assert row["+-"] == pytest.approx(np.std(both, ddof=1))
+    Path("b.jsonl").write_text(written + '{"torn')
+    assert lines(run(*base, "--bits", "8")) == [row]
+    assert Path("b.jsonl").read_text() == written
+    assert len(lines(run(*base, "--bits", "8,16"))) == 2
+    assert Path("b.jsonl").read_text().startswith(written)
+    Path("b.jsonl").write_text("nonsense\n")
+    fails(run(*base, "--bits", "8"), 1, "line 1 of b.jsonl")
+    fails(run("benchmark", "photos", "-o", "c.jsonl"), 2, "photos")
+
+
+def test_truncate(encoder, encoder_folder):
+    result = run("truncate", "-m", encoder_folder, "--bits", "16", "-o", "short")
+    assert result.exit_code == 0
+    assert lines(result)[0]["fingerprint"] == encoder.truncated(16).fingerprint[:12]
+    assert "not trained with nested codes" in result.stderr
+    assert json.loads(Path("short/training.json").read_text())["truncated_from"] == encoder.fingerprint
+
+
 def test_query_equals_brute_force(encoder, encoder_folder, emoji_db, emoji, emoji_codes):
     result = run("query", "-m", encoder_folder, "--uri", emoji_db, "-t", "red apple fruit", "-n", "5")
     assert result.exit_code == 0, result.stderr

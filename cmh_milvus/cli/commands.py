@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cmh_milvus.cli.output import FORMATS, print_rows, progress_bar, say, write_failures
-from cmh_milvus.cli.sources import evaluation_source, feature_cache, iterate_items, training_source
+from cmh_milvus.cli.sources import (
+    benchmark_features,
+    evaluation_source,
+    feature_cache,
+    iterate_items,
+    training_source,
+)
 from cmh_milvus.errors import CmhError, QualityGateMissed, SettingsError
 
 if TYPE_CHECKING:
@@ -495,6 +501,80 @@ def _bits(text: str) -> list[int]:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"--bits takes numbers with commas between, such as 16,32,64; got {text!r}") from error
+
+
+@cli.command()
+@click.argument("sources", nargs=-1, required=True)
+@click.option("--method", "methods_", multiple=True, help="Method to run; repeatable.  [default: all]")
+@click.option("--bits", "bits_list", default="16,32,64,128", show_default=True, help="Code lengths.")
+@click.option("--seeds", default=3, show_default=True, help="Runs of each.")
+@click.option("--text-key", default="text", show_default=True, help="Array of an .npz that holds the text features.")
+@click.option(
+    "-o",
+    "--output",
+    default="benchmark.jsonl",
+    show_default=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File of results; what it has is not run again.",
+)
+@device_option
+@format_option
+def benchmark(
+    sources: Sequence[str],
+    methods_: Sequence[str],
+    bits_list: str,
+    seeds: int,
+    text_key: str,
+    output: Path,
+    device: str,
+    output_format: str | None,
+) -> None:
+    r"""Train and measure methods x code lengths x data sets x seeds; prints means and deviations over seeds.
+
+    SOURCES are .npz files of features with a split, or `emoji`. An interrupted run goes on where it stopped.
+
+    \b
+    Example:
+      cmh-milvus benchmark features.npz emoji --method duet --method dcmh --bits 16,64 --seeds 3
+    """
+    from cmh_milvus.benchmark import Cell, run_benchmark, summary
+    from cmh_milvus.methods import get_method, list_methods
+
+    data_sets = {Path(source).stem: benchmark_features(source, text_key) for source in sources}
+    chosen = list(methods_) or list_methods()
+    for name in chosen:
+        get_method(name)
+    with progress_bar("benchmark") as progress:
+
+        def done(cell: Cell, number: int, total: int) -> None:
+            progress(number, total, cell.key)
+
+        rows = run_benchmark(data_sets, chosen, _bits(bits_list), seeds, output, device=device, done=done)
+    print_rows(list(summary(rows)), output_format, "benchmark")
+
+
+@cli.command()
+@model_option
+@click.option("--bits", required=True, type=int, help="Code length to keep.")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the shorter encoder.")
+@format_option
+def truncate(model: str, bits: int, output: Path, output_format: str | None) -> None:
+    r"""Keep the first bits of an encoder that was trained with nested codes.
+
+    \b
+    Example:
+      cmh-milvus train products.csv --bits 128 --set nested=true -o products-128
+      cmh-milvus truncate -m products-128 --bits 32 -o products-32
+    """
+    from cmh_milvus.encoders.encoder import CrossModalHashEncoder, read_json
+
+    encoder = CrossModalHashEncoder.from_pretrained(model, device="cpu")
+    training = read_json(Path(model) / "training.json")
+    if not training["config"].get("nested"):
+        say(f"{model} was not trained with nested codes (--set nested=true): its first {bits} bits may be worth little")
+    short = encoder.truncated(bits)
+    short.save_pretrained(output, training=training | {"n_bits": bits, "truncated_from": encoder.fingerprint})
+    print_rows([{"encoder": str(output), "n_bits": bits, "fingerprint": short.fingerprint[:12]}], output_format)
 
 
 @cli.command()

@@ -128,6 +128,19 @@ def evaluation_source(
     return _extract(dataset, failures, image, text, split, source, device, cache, ())
 
 
+def benchmark_features(source: str, text_key: str) -> PairedFeatures:
+    """Features with their own split: an .npz file, or the emoji."""
+    if source.endswith(FEATURES_SUFFIX):
+        from cmh_milvus.datasets.features import load_features
+
+        return load_features(Path(source), text_key=text_key)
+    if source != EMOJI:
+        raise SettingsError(f"a benchmark runs on .npz files of features, or on {EMOJI}; got {source!r}")
+    dataset, failures = _pairs(source, {})
+    assert dataset.split is not None
+    return _extract(dataset, failures, *EMOJI_BACKBONES, dataset.split, source, "cpu", None, ()).features
+
+
 def _split_by_ids(ids: Sequence[str], held_out: Mapping[str, Sequence[str]], source: str) -> Split:
     from cmh_milvus.datasets.base import Split
 

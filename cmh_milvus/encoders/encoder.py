@@ -18,7 +18,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from cmh_milvus.codes import BINARIZE_RULE, BIT_ORDER, binarize, pack
+from cmh_milvus.codes import BINARIZE_RULE, BIT_ORDER, binarize, check_n_bits, pack
 from cmh_milvus.encoders.backbones import Backbone, load_backbone
 from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
@@ -166,6 +166,29 @@ class CrossModalHashEncoder:
         if len(features) == 0:
             return np.empty((0, self.n_bits // 8), dtype=np.uint8)
         return pack(binarize(self.encode_features(modality, features)))
+
+    def truncated(self, n_bits: int) -> CrossModalHashEncoder:
+        """An encoder of the codes' first bits; good where the method trained nested codes.
+
+        Its codes are prefixes of this encoder's, so stored codes can be cut instead of encoded again.
+
+        Args:
+            n_bits: Code length to keep, a multiple of 8, at most this encoder's.
+
+        Raises:
+            SettingsError: The length is impossible.
+        """
+        if check_n_bits(n_bits) > self.n_bits:
+            raise SettingsError(f"a code of {self.n_bits} bits has no first {n_bits}: give fewer")
+        towers = []
+        for tower in self.towers.values():
+            head = HashHead(replace(tower.head.config, n_bits=n_bits))
+            weights = {key: value.cpu() for key, value in tower.head.state_dict().items()}
+            for key in ("output.weight", "output.bias"):
+                weights[key] = weights[key][:n_bits].clone()
+            head.load_state_dict(weights)
+            towers.append(Tower(tower.backbone_config, head))
+        return CrossModalHashEncoder(*towers, device=str(self.device))
 
     def config(self) -> dict[str, Any]:
         """The content of config.json."""

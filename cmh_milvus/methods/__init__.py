@@ -72,7 +72,14 @@ def make_config(method: type[Method], settings: Mapping[str, Any]) -> Any:
             raise SettingsError(f"method {method.name} has no setting {key!r}; its settings are {', '.join(defaults)}")
         kind: type[Any] = type(defaults[key])
         try:
-            values[key] = kind(value)
+            values[key] = _truth(value) if kind is bool else kind(value)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"setting {key} of method {method.name} is {kind.__name__}, got {value!r}") from error
     return method.Config(**values)
+
+
+def _truth(value: Any) -> bool:
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if str(value).lower() not in known:
+        raise ValueError(value)
+    return known[str(value).lower()]

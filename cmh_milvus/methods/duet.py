@@ -25,6 +25,9 @@ A, B      image_code, text_code (b, K)
 W         overlap               (b, b)
 y         batch.text            (b, text_dim)
 
+With `nested`, eq. 1 to 3 are the means over the codes' first 16, 32, 64, ... and K bits, so that a prefix of a code is
+itself a good code (as Kusupati et al. 2022, arXiv 2205.13147, do for floats).
+
 `pair_weight` is the one knob: 0 ranks by labels only, 1 and more by pairs. Without labels only eq. 2 and 3 are left.
 
 Departures: none from a paper; the method is this project's own, made of the published losses named above.
@@ -52,6 +55,7 @@ class DuetConfig:
         pair_weight: Weight of pair agreement against label agreement.
         predict_weight: Weight of the label prediction.
         overlap_power: Above 1 the label contrast favours items that share most labels, and NDCG over MAP.
+        nested: Train prefixes of 16, 32, 64, ... bits as codes of their own (`CrossModalHashEncoder.truncated`).
         blend: Largest share of another pair that is mixed into the features.
         tau_label: Temperature of the label contrast.
         tau_pair: Temperature of the pair contrast and of the soft targets.
@@ -67,6 +71,7 @@ class DuetConfig:
     pair_weight: float = 0.3
     predict_weight: float = 3.0
     overlap_power: float = 1.0
+    nested: bool = False
     blend: float = 0.3
     tau_label: float = 0.2
     tau_pair: float = 0.1
@@ -133,6 +138,11 @@ def text_targets(text: Tensor, tau: float) -> Tensor:
     return F.softmax(unit @ unit.T / tau, dim=1)
 
 
+def prefix_lengths(n_bits: int) -> list[int]:
+    """16, 32, 64, ... below K, and K."""
+    return [n for n in (16 << i for i in range(12)) if n < n_bits] + [n_bits]
+
+
 def blended(image: Tensor, text: Tensor, blend: float) -> tuple[Tensor, Tensor]:
     """Each pair mixed with a random other one: (b, image_dim), (b, text_dim) -> the same shapes."""
     other = torch.randperm(len(image), device=image.device)
@@ -180,16 +190,21 @@ class Duet(Method):
         image_hidden, text_hidden = self.image_head.hidden(image), self.text_head.hidden(text)
         image_code = straight_through_sign(self.image_head.output(image_hidden))
         text_code = straight_through_sign(self.text_head.output(text_hidden))
+        lengths = prefix_lengths(self.n_bits) if config.nested else [self.n_bits]
+        prefixes = [(image_code[:, :n], text_code[:, :n]) for n in lengths]
         terms: dict[str, Tensor] = {}
         if batch.label_matrix is not None:
             overlap = label_overlap(batch.label_matrix) ** config.overlap_power
-            sides = [
-                (image_code, text_code),
-                (text_code, image_code),
-                (image_code, image_code),
-                (text_code, text_code),
+            contrasts = [
+                label_contrast(a, b, overlap, config.tau_label)
+                for image_bits, text_bits in prefixes
+                for a, b in (
+                    (image_bits, text_bits),
+                    (text_bits, image_bits),
+                    (image_bits, image_bits),
+                    (text_bits, text_bits),
+                )
             ]
-            contrasts = [label_contrast(a, b, overlap, config.tau_label) for a, b in sides]
             terms["label"] = torch.stack(contrasts).mean()
             predictions = torch.stack([self.image_labels(image_hidden), self.text_labels(text_hidden)])
             truth = batch.label_matrix.expand_as(predictions)
@@ -198,6 +213,8 @@ class Duet(Method):
             weight = config.pair_weight if terms else 1.0
             own = torch.eye(len(batch), device=image_code.device)
             alike = text_targets(self.text_head.scaling(batch.text), config.tau_pair)
-            terms["pair"] = weight * pair_contrast(image_code, text_code, own, config.tau_pair)
-            terms["soft"] = weight * pair_contrast(image_code, text_code, alike, config.tau_pair)
+            for name, target in (("pair", own), ("soft", alike)):
+                terms[name] = (
+                    weight * torch.stack([pair_contrast(*bits, target, config.tau_pair) for bits in prefixes]).mean()
+                )
         yield Step("heads", terms)

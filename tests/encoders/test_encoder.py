@@ -229,3 +229,18 @@ def test_scaling_kinds():
     assert sparse.weight[1] == pytest.approx(np.log(5 / 2))
     torch.testing.assert_close(sparse(words).norm(dim=1)[0], sparse(words).norm(dim=1)[1])
     assert torch.isfinite(sparse(torch.zeros(1, 6))).all()
+
+
+def test_truncated_codes_are_prefixes(encoder, emoji_features, tmp_path):
+    short = encoder.truncated(16)
+    short.save_pretrained(tmp_path / "short")
+    loaded = CrossModalHashEncoder.from_pretrained(tmp_path / "short")
+    for modality, features in (("image", emoji_features.image), ("text", emoji_features.text)):
+        np.testing.assert_array_equal(
+            loaded.packed_codes(modality, features), encoder.packed_codes(modality, features)[:, :2]
+        )
+    assert short.fingerprint == loaded.fingerprint != encoder.fingerprint
+    with pytest.raises(SettingsError, match="no first 72"):
+        encoder.truncated(72)
+    with pytest.raises(SettingsError, match="multiple of 8"):
+        encoder.truncated(12)
