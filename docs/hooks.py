@@ -29,8 +29,9 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """MkDocs calls this for each page; mkdocs-click shows the absence of a default as click's sentinel."""
-    return html.replace("<code>Sentinel.UNSET</code>", "")
+    """MkDocs calls this for each page; mends what mkdocs-click makes of a missing default and of examples."""
+    html = html.replace("<code>Sentinel.UNSET</code>", "")
+    return re.sub(r"<p>(Examples?:)\n(.*?)</p>", r"<p>\1</p><pre><code>\2</code></pre>", html, flags=re.DOTALL)
 
 
 def _content(kind: str, name: str) -> str:

@@ -106,6 +106,7 @@ def test_command_is_explained(name):
     assert f"cmh-milvus {name}" in "".join(PAGES.values())
     shown = CliRunner().invoke(cli, [name, "--help"])
     assert shown.exit_code == 0
+    assert r"\b" not in shown.output, "click's mark of a block, as text"
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS)
