@@ -198,6 +198,18 @@ def test_benchmark_resumes(emoji_features):
     fails(run("benchmark", "photos", "-o", "c.jsonl"), 2, "photos")
 
 
+def test_models_must_hold_out_the_same_queries():
+    common = ["train", "emoji", "--set", "epochs=1", "--set", "hidden=16", "--bits", "8"]
+    for name in ("a", "b"):
+        assert run(*common, "-o", name).exit_code == 0
+    both = ["evaluate", "emoji", "-m", "a", "-m", "b", "--no-baselines"]
+    assert {row["encoder"] for row in lines(run(*both))} == {"a", "b", "a, not binarised"}
+    training = json.loads(Path("b/training.json").read_text())
+    training["split"]["query"] = training["split"]["query"][5:]
+    Path("b/training.json").write_text(json.dumps(training))
+    fails(run(*both), 2, "b was trained on 5 of the queries that a held out")
+
+
 def test_truncate(encoder, encoder_folder):
     result = run("truncate", "-m", encoder_folder, "--bits", "16", "-o", "short")
     assert result.exit_code == 0

@@ -433,6 +433,13 @@ def evaluate(
         for modality, tower in encoder.towers.items():
             if tower.backbone_config != encoders[0].towers[modality].backbone_config:
                 raise SettingsError(f"{model} and {models[0]} have different backbones: evaluate them one by one")
+    for model, record in zip(models[1:], records[1:], strict=True):
+        seen = set(records[0].get("split", {}).get("query", ())) - set(record.get("split", {}).get("query", ()))
+        if seen:
+            raise SettingsError(
+                f"{model} was trained on {len(seen)} of the queries that {models[0]} held out: train both on the same "
+                "data with the same --seed and --queries, or evaluate them one by one"
+            )
     if encoders:
         loaded = evaluation_source(source, columns, encoders[0], records[0].get("split"), device=device, cache=cache)
     else:

@@ -246,6 +246,7 @@ class CrossModalHashEncoder:
                 partial.chmod(0o755)
                 write_json(partial / "config.json", self.config())
                 save_file(self._weights(), partial / "model.safetensors")
+                (partial / "model.safetensors").chmod(0o644)  # safetensors makes it private
                 if training is not None:
                     write_json(partial / "training.json", training)
                 (partial / "README.md").write_text(model_card(self, target.name, training), encoding="utf-8")
