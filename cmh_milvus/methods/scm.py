@@ -33,6 +33,8 @@ from torch import Tensor
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
 from cmh_milvus.methods.base import Citation, Method, TrainData
 
+BLOCK = 8192  # rows at a time in float64
+
 
 @dataclass(frozen=True)
 class ScmConfig:
@@ -48,8 +50,11 @@ class ScmConfig:
 
 
 def inverse_root(features: Tensor, ridge: float) -> Tensor:
-    """(Cxx + r I)^-1/2 of centred features (n, d) -> (d, d)."""
-    variance, axes = torch.linalg.eigh(features.T @ features / len(features))
+    """(Cxx + r I)^-1/2 of centred features (n, d) -> float64 (d, d)."""
+    covariance = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
+    for rows in torch.split(features, BLOCK):
+        covariance += rows.double().T @ rows.double() / len(features)
+    variance, axes = torch.linalg.eigh(covariance)
     root: Tensor = axes * (variance.clamp(min=0) + ridge * variance.mean()).rsqrt() @ axes.T
     return root
 
@@ -69,18 +74,20 @@ def top_pair(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sequential_directions(image: Tensor, text: Tensor, labels: Tensor, n_bits: int) -> tuple[Tensor, Tensor]:
-    """Eq. 2 to 4 for white features: (n, d_x), (n, d_y), (n, n_labels) -> (d_x, K), (d_y, K)."""
-    weight = torch.full((labels.shape[1] + 1,), 2.0 * n_bits, dtype=image.dtype, device=image.device)
+    """Eq. 2 to 4 for white features: (n, d_x), (n, d_y), (n, n_labels) -> float64 (d_x, K), (d_y, K)."""
+    weight = torch.full((labels.shape[1] + 1,), 2.0 * n_bits, dtype=torch.float64, device=image.device)
     weight[-1] = -n_bits
-    left, right = similarity_factors(image, labels) * weight, similarity_factors(text, labels)
+    left = similarity_factors(image, labels).double() * weight
+    right = similarity_factors(text, labels).double()
     image_maps, text_maps = [], []
     for _ in range(n_bits):
         w_x, w_y = top_pair(left, right)
         image_maps.append(w_x)
         text_maps.append(w_y)
-        image_bit, text_bit = ((features @ w >= 0) * 2.0 - 1.0 for features, w in ((image, w_x), (text, w_y)))
-        left = torch.cat([left, -(image.T @ image_bit.to(image.dtype))[:, None]], dim=1)
-        right = torch.cat([right, (text.T @ text_bit.to(text.dtype))[:, None]], dim=1)
+        image_bit = torch.where(image @ w_x.to(image.dtype) >= 0, 1.0, -1.0).to(image.dtype)
+        text_bit = torch.where(text @ w_y.to(text.dtype) >= 0, 1.0, -1.0).to(text.dtype)
+        left = torch.cat([left, -(image.T @ image_bit).double()[:, None]], dim=1)
+        right = torch.cat([right, (text.T @ text_bit).double()[:, None]], dim=1)
     return torch.stack(image_maps, dim=1), torch.stack(text_maps, dim=1)
 
 
@@ -107,16 +114,17 @@ class SCM(Method):
 
     @torch.no_grad()
     def fit(self, train: TrainData, generator: torch.Generator) -> None:
-        """Centre, whiten, learn the bits; in float64."""
+        """Centre, whiten, learn the bits; covariances and maps in float64."""
         heads = (self.image_head, self.text_head)
         white, means, roots = [], [], []
         for head, features in zip(heads, (train.image, train.text), strict=True):
             head.scaling.fit(features)
-            scaled = head.scaling(features).double()
+            scaled = head.scaling(features)
             means.append(scaled.mean(dim=0))
-            roots.append(inverse_root(scaled - means[-1], self.config.ridge))
-            white.append((scaled - means[-1]) @ roots[-1])
-        maps = sequential_directions(white[0], white[1], train.labels.double(), self.n_bits)
+            scaled -= means[-1]
+            roots.append(inverse_root(scaled, self.config.ridge))
+            white.append(scaled @ roots[-1].to(scaled.dtype))
+        maps = sequential_directions(white[0], white[1], train.labels, self.n_bits)
         for head, mean, root, w in zip(heads, means, roots, maps, strict=True):
             head.output.weight.copy_((root @ w).T)
-            head.output.bias.copy_(-(mean @ root @ w))
+            head.output.bias.copy_(-(mean.double() @ root @ w))
