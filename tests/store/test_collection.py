@@ -399,6 +399,10 @@ def test_an_inexact_index_searches_but_does_not_promise_all_rows(uri, on_server,
     assert found(hits) == sorted(found(hits))
     assert all(np.bitwise_count(np.frombuffer(by_pk[h.pk], "u2") ^ np.frombuffer(b"ab", "u2"))[0] == h.distance
                for h in hits)  # fmt: skip
+    [served] = collection.served([b"ab"])
+    pairs = set(zip(served.distances.tolist(), served.pks, strict=True))
+    assert len(served.pks) == len(pairs) >= 20
+    assert pairs <= set(expected(rows, b"ab"))
     for ask in (lambda: collection.lookup([b"ab"], 3), lambda: list(collection.rank([b"ab"]))):
         with pytest.raises(StoreError, match="BIN_FLAT"):
             ask()
