@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 1
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
+SCORE_NOISE = 0.01  # scores this close are equal, with a few hundred validation rows; the longer training is kept
 COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows is reported
 
 Progress = Callable[[int, int, str], None]
@@ -211,7 +212,10 @@ class _Run:
         return method.image_head, method.text_head
 
     def _epochs(self, stage: str, rows: NDArray[np.int64], epochs: int, *, validate: bool) -> Method:
-        """Train on `rows` for `epochs` at most; the weights of the best epoch on the validation rows, or the last."""
+        """Train on `rows` for `epochs` at most; the weights of the best epoch on the validation rows, or the last.
+
+        Best is the last epoch whose score comes within `SCORE_NOISE` of the highest so far.
+        """
         method, train_data = self._make(rows)
         optimizers = method.optimizers()
         shuffle = torch.Generator().manual_seed(self.settings.seed)
@@ -227,14 +231,13 @@ class _Run:
             entry: dict[str, float] = {"epoch": epoch + 1, **terms}
             if validate and ((epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == epochs):
                 entry |= self._validate(method)
-                if entry["score"] > state.best_score:
-                    state.best_score, state.best_epoch = entry["score"], epoch + 1
-                    state.looks_without_gain = 0
+                state.looks_without_gain = 0 if entry["score"] > state.best_score else state.looks_without_gain + 1
+                state.best_score = max(state.best_score, entry["score"])
+                if entry["score"] > state.best_score - SCORE_NOISE:
+                    state.best_epoch = epoch + 1
                     state.best_weights = {
                         key: value.detach().cpu().clone() for key, value in method.state_dict().items()
                     }
-                else:
-                    state.looks_without_gain += 1
             if stage == "select":
                 self.history.append(entry)
             if self.progress is not None:
