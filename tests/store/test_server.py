@@ -47,7 +47,7 @@ def test_the_suite_on_a_real_server():
     command += [str(FOLDER / name) for name in SUITE]
     with tempfile.TemporaryDirectory(prefix="milvus-server-", ignore_cleanup_errors=True) as folder:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | {SERVER_FOLDER: folder}
+            command, capture_output=True, text=True, timeout=480, check=False, env=os.environ | {SERVER_FOLDER: folder}
         )
     assert done.returncode == 0, done.stdout[-8_000:] + done.stderr[-4_000:]
     passed = re.search(r"(\d+) passed", done.stdout)
