@@ -81,7 +81,7 @@ class DuetConfig:
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     batch_size: int = 256
-    epochs: int = 120
+    epochs: int = 160
 
 
 def label_overlap(labels: Tensor) -> Tensor:
