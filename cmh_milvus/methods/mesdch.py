@@ -1,4 +1,4 @@
-"""MESDCH: Multi-label modality Enhanced attention based Self-supervised Deep Cross-modal Hashing (Zou et al., 2022).
+"""MESDCH: Multi-label Enhancement based Self-supervised Deep Cross-modal Hashing (Zou et al., 2022).
 
 Neurocomputing 467, 138-162. Supervised by labels. A net on the label vectors is a third modality; the cosines of the
 codes of all three follow the cosines of the label vectors, so similarity is graded (numbers are this file's):
@@ -104,7 +104,7 @@ class MESDCH(Method):
     supervision = "labels"
     citation = Citation(
         authors="Xitao Zou, Song Wu, Nian Zhang and Erwin M. Bakker",
-        title="Multi-label modality enhanced attention based self-supervised deep cross-modal hashing",
+        title="Multi-label enhancement based self-supervised deep cross-modal hashing",
         venue="Neurocomputing",
         year=2022,
         url="https://doi.org/10.1016/j.neucom.2021.09.053",
