@@ -103,7 +103,7 @@ class MESDCH(Method):
     name = "mesdch"
     supervision = "labels"
     citation = Citation(
-        authors="Xitao Zou, Song Wu, Nian Zhang and Erwin M. Bakker",
+        authors="Xitao Zou, Song Wu, Erwin M. Bakker and Xinzhi Wang",
         title="Multi-label enhancement based self-supervised deep cross-modal hashing",
         venue="Neurocomputing",
         year=2022,
