@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cmh_milvus.codes import binarize, pack
 from cmh_milvus.datasets.base import PairedFeatures
 from cmh_milvus.encoders.encoder import CrossModalHashEncoder
+from cmh_milvus.encoders.hash_head import relaxed_codes
 from cmh_milvus.evaluation import (
     EncoderResult,
     EvaluationReport,
@@ -22,7 +23,7 @@ from cmh_milvus.evaluation import (
     evaluate_floats,
     evaluate_through,
 )
-from cmh_milvus.training import Trained, TrainingSettings, relaxed_codes, train
+from cmh_milvus.training import Trained, TrainingSettings, train
 
 BASELINES = ("cca_itq", "random_projection")
 TITLES = {"cca_itq": "CCA-ITQ", "random_projection": "random projection", "dcmh": "DCMH", "duet": "DUET"}
@@ -74,10 +75,10 @@ def _relaxed_of(trained: Trained, data: PairedFeatures) -> Relaxed:
 
 
 def train_candidate(
-    data: PairedFeatures, method: str, n_bits: int, *, seed: int = 0, progress: Progress | None = None
+    data: PairedFeatures, method: str, n_bits: int, *, device: str = "auto", progress: Progress | None = None
 ) -> Candidate:
     """Train a method with its default settings and encode all items."""
-    trained = train(data, TrainingSettings(method=method, n_bits=n_bits, seed=seed), progress=progress)
+    trained = train(data, TrainingSettings(method=method, n_bits=n_bits, device=device), progress=progress)
     relaxed = _relaxed_of(trained, data)
     return Candidate(TITLES.get(method, method), packed(relaxed), seconds=trained.record["seconds"], relaxed=relaxed)
 

@@ -27,7 +27,7 @@ from cmh_milvus import metrics
 from cmh_milvus.codes import binarize, check_n_bits, pack
 from cmh_milvus.datasets.base import PairedFeatures
 from cmh_milvus.encoders.device import resolve_device
-from cmh_milvus.encoders.hash_head import HashHead
+from cmh_milvus.encoders.hash_head import HashHead, relaxed_codes
 from cmh_milvus.errors import DataError, SettingsError
 from cmh_milvus.methods import DEFAULT_METHOD, get_method, make_config
 from cmh_milvus.methods.base import Method, TrainData
@@ -83,29 +83,6 @@ class Trained:
     record: dict[str, Any]
 
 
-def relaxed_codes(head: HashHead, features: NDArray[np.float32], batch_size: int = 4096) -> NDArray[np.float32]:
-    """Relaxed codes of features, in eval mode.
-
-    Args:
-        head: A hash head, on any device.
-        features: float32 (n, in_dim).
-        batch_size: Rows at a time.
-
-    Returns:
-        float32 (n, n_bits) in (-1, 1).
-    """
-    device = next(head.parameters()).device
-    was_training = head.training
-    head.eval()
-    with torch.inference_mode():
-        blocks = [
-            torch.tanh(head(torch.from_numpy(features[start : start + batch_size]).to(device))).cpu().numpy()
-            for start in range(0, len(features), batch_size)
-        ]
-    head.train(was_training)
-    return np.concatenate(blocks) if blocks else np.empty((0, head.config.n_bits), dtype=np.float32)
-
-
 def train(
     data: PairedFeatures,
     settings: TrainingSettings,
@@ -143,7 +120,7 @@ def train(
 def _check(data: PairedFeatures, method_class: type[Method]) -> None:
     if len(data.split.train) < 2:
         raise DataError(f"{data.name} has {len(data.split.train)} train rows: at least 2 are needed")
-    if method_class.supervision == "labels" and data.labels is None and method_class.name != DEFAULT_METHOD:
+    if method_class.supervision == "labels" and data.labels is None and not method_class.labels_optional:
         raise DataError(f"method {method_class.name} learns from labels, and {data.name} has none: choose another one")
     for modality, features in (("image", data.image), ("text", data.text)):
         if not np.isfinite(features).all():
@@ -339,7 +316,7 @@ class _Run:
             "history": self.history,
             "chosen_epoch": self.chosen_epoch,
         }
-        partial = self.checkpoint.with_suffix(".partial")
+        partial = self.checkpoint.with_name(f"{self.checkpoint.name}.partial")
         torch.save(content, partial)
         partial.replace(self.checkpoint)
 

@@ -198,6 +198,21 @@ def test_benchmark_resumes(emoji_features):
     fails(run("benchmark", "photos", "-o", "c.jsonl"), 2, "photos")
 
 
+def test_checkpoints_of_dotted_names_are_apart(monkeypatch):
+    """`shoes.v1` and `shoes.v2` must not share a checkpoint."""
+    import cmh_milvus.training as training
+
+    def interrupted(self, method):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training._Run, "_validate", interrupted)
+    for name in ("shoes.v1", "shoes.v2"):
+        settings = ["--set", "epochs=2", "--set", "hidden=16", "--bits", "8"]
+        assert run("train", "emoji", "-o", name, *settings).exit_code == 130
+    assert sorted(path.name for path in Path().glob("shoes*")) == ["shoes.v1.checkpoint", "shoes.v2.checkpoint"]
+
+
 def test_models_must_hold_out_the_same_queries():
     common = ["train", "emoji", "--set", "epochs=1", "--set", "hidden=16", "--bits", "8"]
     for name in ("a", "b"):

@@ -181,8 +181,9 @@ def train(
     )
     data = loaded.features
     wanted = TrainingSettings(method or DEFAULT_METHOD, bits, changed, seed=seed, device=device, patience=patience)
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
     with progress_bar("training") as progress:
-        trained = train_heads(data, wanted, checkpoint=output.with_suffix(".checkpoint"), progress=progress)
+        trained = train_heads(data, wanted, checkpoint=checkpoint, progress=progress)
     record = trained.record
     record["split"] = {
         "query": [data.ids[row] for row in data.split.query],
@@ -464,7 +465,7 @@ def evaluate(
     for method in (*methods_, *(BASELINES if baselines else ())):
         for n_bits in lengths or [64]:
             with progress_bar(f"training {method}, {n_bits} bits") as progress:
-                candidates.append(train_candidate(data, method, n_bits, progress=progress))
+                candidates.append(train_candidate(data, method, n_bits, device=device, progress=progress))
     if uri is None:
         report = compare(data, candidates, texts=loaded.texts)
     else:

@@ -33,7 +33,7 @@ from safetensors.torch import load_file, save_file
 from cmh_milvus.codes import BINARIZE_RULE, BIT_ORDER, binarize, check_n_bits, pack
 from cmh_milvus.encoders.backbones import Backbone, load_backbone
 from cmh_milvus.encoders.device import resolve_device
-from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
+from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig, relaxed_codes
 from cmh_milvus.errors import ArtefactError, SettingsError, UnsafeFile
 from cmh_milvus.pictures import PictureSource, open_picture
 
@@ -154,12 +154,7 @@ class CrossModalHashEncoder:
             raise SettingsError(
                 f"the {modality} tower takes features of shape (n, {head.config.in_dim}), got {features.shape}"
             )
-        if len(features) == 0:
-            return np.empty((0, self.n_bits), dtype=np.float32)
-        with torch.inference_mode():
-            device_features = torch.from_numpy(np.ascontiguousarray(features, dtype=np.float32)).to(self.device)
-            relaxed: NDArray[np.float32] = torch.tanh(head(device_features)).cpu().numpy()
-        return relaxed
+        return relaxed_codes(head, np.ascontiguousarray(features, dtype=np.float32))
 
     def packed_codes(self, modality: Modality, features: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Packed codes of backbone features: uint8 (n, n_bits // 8)."""

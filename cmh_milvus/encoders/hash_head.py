@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cmh_milvus.codes import check_n_bits
@@ -162,3 +164,26 @@ class HashHead(nn.Module):
         """
         activations: Tensor = self.output(self.hidden(features))
         return activations
+
+
+def relaxed_codes(head: HashHead, features: NDArray[np.float32], batch_size: int = 4096) -> NDArray[np.float32]:
+    """Relaxed codes of features, in eval mode.
+
+    Args:
+        head: A hash head, on any device.
+        features: float32 (n, in_dim).
+        batch_size: Rows at a time.
+
+    Returns:
+        float32 (n, n_bits) in (-1, 1).
+    """
+    device = next(head.parameters()).device
+    was_training = head.training
+    head.eval()
+    with torch.inference_mode():
+        blocks = [
+            torch.tanh(head(torch.from_numpy(features[start : start + batch_size]).to(device))).cpu().numpy()
+            for start in range(0, len(features), batch_size)
+        ]
+    head.train(was_training)
+    return np.concatenate(blocks) if blocks else np.empty((0, head.config.n_bits), dtype=np.float32)

@@ -13,7 +13,7 @@ optimizers. The trainer (`cmh_milvus.training`) runs::
 
 `steps` is a generator, so a later step of a batch sees the weights that the earlier one moved. `phases` may be a
 generator as well: it is read lazily, so a method can end an inner loop early. A closed-form method sets
-`closed_form` and overrides `fit`.
+`closed_form` and overrides `fit`. One that can do without the labels it prefers sets `labels_optional`.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ class Method(nn.Module):
     citation: ClassVar[Citation]
     Config: ClassVar[type[Any]]
     closed_form: ClassVar[bool] = False
+    labels_optional: ClassVar[bool] = False
 
     image_head: HashHead
     text_head: HashHead

@@ -155,6 +155,7 @@ class Duet(Method):
 
     name = "duet"
     supervision = "labels"
+    labels_optional = True
     citation = Citation(
         authors="the cmh-milvus authors",
         title="DUET: label and pair agreement on one code",
