@@ -121,7 +121,9 @@ class Canon(Method):
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One AdamW over both heads."""
         config = self.config
-        return {"heads": AdamW(self.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)}
+        return {
+            "heads": AdamW(self.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        }
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:
         """One cycle."""

@@ -208,8 +208,10 @@ class CIRH(Method):
         students = [*self.image_head.parameters(), *self.text_head.parameters()]
         config = self.config
         return {
-            "teacher": AdamW(self.teacher.parameters(), lr=config.teacher_rate, weight_decay=config.weight_decay),
-            "students": AdamW(students, lr=config.learning_rate, weight_decay=config.weight_decay),
+            "teacher": AdamW(
+                self.teacher.parameters(), lr=config.teacher_rate, weight_decay=config.weight_decay, fused=True
+            ),
+            "students": AdamW(students, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True),
         }
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:

@@ -165,8 +165,8 @@ class DCMH(Method):
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One for each net."""
         return {
-            "image": Adam(self.image_head.parameters(), lr=self.config.learning_rate),
-            "text": Adam(self.text_head.parameters(), lr=self.config.learning_rate),
+            "image": Adam(self.image_head.parameters(), lr=self.config.learning_rate, fused=True),
+            "text": Adam(self.text_head.parameters(), lr=self.config.learning_rate, fused=True),
         }
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:

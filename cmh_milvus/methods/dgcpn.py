@@ -154,7 +154,11 @@ class DGCPN(Method):
 
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One over both nets; a net without gradient stays as it is."""
-        return {"nets": AdamW(self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)}
+        return {
+            "nets": AdamW(
+                self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+            )
+        }
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:
         """One cycle."""

@@ -136,7 +136,7 @@ class DSPH(Method):
         config = self.config
         heads = [*self.image_head.parameters(), *self.text_head.parameters()]
         return {
-            "heads": AdamW(heads, lr=config.learning_rate, weight_decay=config.weight_decay),
+            "heads": AdamW(heads, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True),
             "proxies": SGD([self.proxies], lr=config.proxy_rate, momentum=0.9, weight_decay=5e-4),
         }
 

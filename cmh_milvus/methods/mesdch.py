@@ -133,7 +133,7 @@ class MESDCH(Method):
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One for each net."""
         nets = {"label": self.label_net, "image": self.image_head, "text": self.text_head}
-        return {name: Adam(net.parameters(), lr=self.config.learning_rate) for name, net in nets.items()}
+        return {name: Adam(net.parameters(), lr=self.config.learning_rate, fused=True) for name, net in nets.items()}
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:
         """Linear decay."""

@@ -185,7 +185,11 @@ class MITH(Method):
 
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One AdamW over both heads."""
-        return {"heads": AdamW(self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)}
+        return {
+            "heads": AdamW(
+                self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+            )
+        }
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:
         """One cycle."""

@@ -184,7 +184,10 @@ class SSAH(Method):
             "text": [self.text_head, self.text_labels],
             "discriminator": [self.image_discriminator, self.text_discriminator],
         }
-        return {name: Adam(nn.ModuleList(nets).parameters(), self.config.learning_rate) for name, nets in parts.items()}
+        return {
+            name: Adam(nn.ModuleList(nets).parameters(), lr=self.config.learning_rate, fused=True)
+            for name, nets in parts.items()
+        }
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:
         """Linear decay."""

@@ -149,7 +149,11 @@ class UCCH(Method):
 
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One over both nets."""
-        return {"nets": AdamW(self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay)}
+        return {
+            "nets": AdamW(
+                self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+            )
+        }
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:
         """One cycle."""

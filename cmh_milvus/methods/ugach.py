@@ -154,8 +154,10 @@ class UGACH(Method):
         config = self.config
         discriminator = [*self.image_head.parameters(), *self.text_head.parameters()]
         return {
-            "discriminator": Adam(discriminator, lr=config.learning_rate, weight_decay=config.weight_decay),
-            "generator": Adam(self.generator.parameters(), lr=config.generator_rate, weight_decay=config.weight_decay),
+            "discriminator": Adam(discriminator, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True),
+            "generator": Adam(
+                self.generator.parameters(), lr=config.generator_rate, weight_decay=config.weight_decay, fused=True
+            ),
         }
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:
