@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,9 +13,10 @@ from typing import Any
 
 from cmh_milvus.comparison import codes_of
 from cmh_milvus.datasets.base import PairedFeatures, cut_validation
-from cmh_milvus.errors import DataError
-from cmh_milvus.evaluation import CROSS_MODAL, DIRECTION_LABELS, evaluate_codes
-from cmh_milvus.methods import get_method
+from cmh_milvus.errors import DataError, SettingsError
+from cmh_milvus.evaluation import CROSS_MODAL, DIRECTION_LABELS, chance_level, evaluate_codes
+from cmh_milvus.methods import get_method, make_config
+from cmh_milvus.published import published_map
 from cmh_milvus.training import TrainingSettings, train
 
 FIGURES = ("MAP@all", "NDCG@10", "own R@10")
@@ -23,7 +24,14 @@ FIGURES = ("MAP@all", "NDCG@10", "own R@10")
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of the benchmark."""
+    """One training run of the benchmark.
+
+    Attributes:
+        data: Name of the data set.
+        method: As it was asked for, settings included: "duet" or "duet:pair_weight=0.1".
+        n_bits: Code length.
+        seed: Of the run.
+    """
 
     data: str
     method: str
@@ -34,6 +42,22 @@ class Cell:
     def key(self) -> str:
         """Identifies the run in the results file."""
         return f"{self.data}/{self.method}/{self.n_bits}/{self.seed}"
+
+
+def parse_method(text: str) -> tuple[str, dict[str, str]]:
+    """Name and settings of "NAME" or "NAME:SETTING=VALUE,SETTING=VALUE".
+
+    Raises:
+        SettingsError: A setting has no name or no value.
+    """
+    name, _, rest = text.partition(":")
+    settings = {}
+    for pair in rest.split(",") if rest else ():
+        setting, equals, value = pair.partition("=")
+        if not (setting and equals and value):
+            raise SettingsError(f"a method is NAME or NAME:SETTING=VALUE,SETTING=VALUE; got {text!r}")
+        settings[setting] = value
+    return name, settings
 
 
 def run_benchmark(
@@ -54,60 +78,89 @@ def run_benchmark(
 
     Args:
         data_sets: Features by name.
-        methods: Of `list_methods()`; those that need labels are passed over where a data set has none.
+        methods: Of `list_methods()`, maybe with settings, as "duet:pair_weight=0.1"; those that need labels are passed
+            over where a data set has none.
         lengths: Code lengths in bits.
         seeds: Runs of each, seeds 0, 1, ...
-        results: JSON lines file; a run that is in it (same data fingerprint, same settings) is not repeated.
+        results: JSON lines file; a run that is in it (same data fingerprint, same value of every setting) is not
+            repeated.
         validation: Share of the train rows that chooses the epoch.
         device: Where to train.
-        settings: Of every method, where it has them.
+        settings: Of every method, where it has them and is not given them itself.
         done: Called after each run with (cell, runs done, runs in all).
 
     Returns:
-        All rows of the asked-for runs.
+        All rows of the asked-for runs, with MAP@all of chance and, for default settings, of the paper.
 
     Raises:
         DataError: The results file is damaged.
+        SettingsError: There is no such method or setting.
     """
+    configs = {text: _config(text, settings or {}) for text in methods}
+    chance: dict[str, float] = {}
     cells = [Cell(*values) for values in product(data_sets, methods, lengths, range(seeds))]
     kept = {(row["key"], row["data_fingerprint"], row["settings"]): row for row in _read(results)}
     rows = []
     for number, cell in enumerate(cells, start=1):
         data = data_sets[cell.data]
-        method = get_method(cell.method)
-        if method.supervision == "labels" and data.labels is None:
+        name, own = parse_method(cell.method)
+        if get_method(name).supervision == "labels" and data.labels is None:
             continue
-        known = {key: value for key, value in (settings or {}).items() if hasattr(method.Config(), key)}
-        identity = (cell.key, data.fingerprint, json.dumps(known, sort_keys=True))
+        if cell.data not in chance:
+            chance[cell.data] = chance_level(data)
+        identity = (cell.key, data.fingerprint, json.dumps(configs[cell.method], sort_keys=True))
         if identity not in kept:
-            kept[identity] = _measured(cell, data, known, validation, device) | dict(
+            kept[identity] = _measured(cell, data, configs[cell.method], validation, device) | dict(
                 zip(("key", "data_fingerprint", "settings"), identity, strict=True)
             )
             results.parent.mkdir(parents=True, exist_ok=True)
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(kept[identity]) + "\n")
-        rows.append(kept[identity])
+        row = kept[identity] | {"chance": chance[cell.data]}
+        for direction in CROSS_MODAL:
+            paper = None if own or settings else published_map(data, name, cell.n_bits, direction)
+            row[f"paper {DIRECTION_LABELS[direction]}"] = None if paper is None else paper.value
+        rows.append(row)
         if done is not None:
             done(cell, number, len(cells))
     return rows
 
 
 def summary(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Mean and deviation over seeds, a row for each data set, method and code length."""
+    """Mean and deviation over seeds, a row for each data set, method and code length.
+
+    "MAP@all" is the mean of both directions; columns of one direction end in its label. "... +-" is the sample
+    deviation over seeds, NaN for one seed. "paper" is None where there is no figure to compare with.
+    """
     groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["data"], row["method"], row["n_bits"]), []).append(row)
     for (data, method, n_bits), group in groups.items():
         line: dict[str, Any] = {"data": data, "method": method, "n_bits": n_bits, "seeds": len(group)}
         both = [mean(row[f"MAP@all {DIRECTION_LABELS[d]}"] for d in CROSS_MODAL) for row in group]
-        line["MAP@all"] = mean(both)
-        line["+-"] = stdev(both) if len(both) > 1 else math.nan
+        line["MAP@all"], line["MAP@all +-"] = mean(both), _deviation(both)
         for figure, direction in product(FIGURES, CROSS_MODAL):
             name = f"{figure} {DIRECTION_LABELS[direction]}"
-            line[name] = mean(row[name] for row in group)
+            values = [row[name] for row in group]
+            line[name], line[f"{name} +-"] = mean(values), _deviation(values)
         for name in ("distinct", "seconds"):
             line[name] = mean(row[name] for row in group)
+        line["device"] = ", ".join(sorted({row["device"] for row in group}))
+        for name in ("chance", *(f"paper {DIRECTION_LABELS[d]}" for d in CROSS_MODAL)):
+            line[name] = group[0][name]
         yield line
+
+
+def _deviation(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else math.nan
+
+
+def _config(text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a method given as for `parse_method`, with `settings` where it has them."""
+    name, own = parse_method(text)
+    method = get_method(name)
+    known = {key: value for key, value in settings.items() if hasattr(method.Config(), key)}
+    return asdict(make_config(method, known | own))
 
 
 def _measured(
@@ -115,7 +168,8 @@ def _measured(
 ) -> dict[str, Any]:
     split = cut_validation(data.split, round(validation * len(data.split.train)), cell.seed)
     cut = PairedFeatures(**(vars(data) | {"split": split}))
-    trained = train(cut, TrainingSettings(cell.method, cell.n_bits, settings, seed=cell.seed, device=device))
+    name, _ = parse_method(cell.method)
+    trained = train(cut, TrainingSettings(name, cell.n_bits, settings, seed=cell.seed, device=device))
     result = evaluate_codes(cell.method, codes_of(trained, cut), cut)
     row: dict[str, Any] = {
         "data": cell.data,

@@ -187,7 +187,7 @@ def test_benchmark_resumes(emoji_features):
     seeds = [json.loads(line) for line in written.splitlines()]
     both = [(line["MAP@all I→T"] + line["MAP@all T→I"]) / 2 for line in seeds]
     assert row["MAP@all"] == pytest.approx(np.mean(both))
-    assert row["+-"] == pytest.approx(np.std(both, ddof=1))
+    assert row["MAP@all +-"] == pytest.approx(np.std(both, ddof=1))
     Path("b.jsonl").write_text(written + '{"torn')
     assert lines(run(*base, "--bits", "8")) == [row]
     assert Path("b.jsonl").read_text() == written

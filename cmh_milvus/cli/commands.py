@@ -14,7 +14,7 @@ import click
 
 from cmh_milvus.cli.output import FORMATS, print_rows, progress_bar, say, write_failures
 from cmh_milvus.cli.sources import (
-    benchmark_features,
+    benchmark_sources,
     evaluation_source,
     feature_cache,
     iterate_items,
@@ -513,7 +513,13 @@ def _bits(text: str) -> list[int]:
 
 @cli.command()
 @click.argument("sources", nargs=-1, required=True)
-@click.option("--method", "methods_", multiple=True, help="Method to run; repeatable.  [default: all]")
+@click.option(
+    "--method",
+    "methods_",
+    multiple=True,
+    metavar="NAME[:SETTING=VALUE,...]",
+    help="Method to run, maybe with settings; repeatable.  [default: all]",
+)
 @click.option("--bits", "bits_list", default="16,32,64,128", show_default=True, help="Code lengths.")
 @click.option("--seeds", default=3, show_default=True, help="Runs of each.")
 @click.option("--text-key", default="text", show_default=True, help="Array of an .npz that holds the text features.")
@@ -525,6 +531,7 @@ def _bits(text: str) -> list[int]:
     type=click.Path(path_type=Path, dir_okay=False),
     help="File of results; what it has is not run again.",
 )
+@click.option("--report", "page", type=click.Path(path_type=Path), help="HTML page of tables and plots to write.")
 @device_option
 @format_option
 def benchmark(
@@ -534,31 +541,40 @@ def benchmark(
     seeds: int,
     text_key: str,
     output: Path,
+    page: Path | None,
     device: str,
     output_format: str | None,
 ) -> None:
     r"""Train and measure methods x code lengths x data sets x seeds; prints means and deviations over seeds.
 
-    SOURCES are .npz files of features with a split, or `emoji`. An interrupted run goes on where it stopped.
+    SOURCES are .npz files of features with a split, or `emoji`; a file's array of text features may be named after a
+    colon. An interrupted run goes on where it stopped.
 
     \b
-    Example:
+    Examples:
       cmh-milvus benchmark features.npz emoji --method duet --method dcmh --bits 16,64 --seeds 3
+      cmh-milvus benchmark features.npz:text_minilm --method duet --method duet:pair_weight=0.1 --report page.html
     """
     from cmh_milvus.benchmark import Cell, run_benchmark, summary
-    from cmh_milvus.methods import get_method, list_methods
+    from cmh_milvus.methods import list_methods
+    from cmh_milvus.report.benchmark import render_benchmark
+    from cmh_milvus.report.page import write_page
 
-    data_sets = {Path(source).stem: benchmark_features(source, text_key) for source in sources}
-    chosen = list(methods_) or list_methods()
-    for name in chosen:
-        get_method(name)
+    lengths = _bits(bits_list)
+    data_sets = benchmark_sources(sources, text_key)
     with progress_bar("benchmark") as progress:
 
         def done(cell: Cell, number: int, total: int) -> None:
             progress(number, total, cell.key)
 
-        rows = run_benchmark(data_sets, chosen, _bits(bits_list), seeds, output, device=device, done=done)
-    print_rows(list(summary(rows)), output_format, "benchmark")
+        rows = run_benchmark(
+            data_sets, list(methods_) or list_methods(), lengths, seeds, output, device=device, done=done
+        )
+    lines = list(summary(rows))
+    if page is not None:
+        write_page(page, render_benchmark("Methods side by side", lines))
+        say(f"page: {page}")
+    print_rows(lines, output_format, "benchmark")
 
 
 @cli.command()

@@ -6,6 +6,7 @@ import csv
 import html
 import io
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 
+DEVIATION = " +-"  # ends the name of the column that holds another column's deviation
 FORMATS = ("table", "json", "jsonl", "csv", "html")
 LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal
 
@@ -45,6 +47,7 @@ def _table(rows: Sequence[Row], title: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    rows = _for_people(rows)
     columns = list(rows[0]) if rows else []
     table = Table(title=title or None, box=box.SIMPLE_HEAD)
     for column in columns:
@@ -53,6 +56,17 @@ def _table(rows: Sequence[Row], title: str) -> None:
     for row in rows:
         table.add_row(*(Text(_cell(row[column])) for column in columns))
     Console(file=sys.stdout).print(table)
+
+
+def _for_people(rows: Sequence[Row]) -> list[Row]:
+    """Deviations joined to what they are of, and columns without any value left out."""
+    shown = [key for key in (rows[0] if rows else ()) if any(row[key] is not None for row in rows)]
+
+    def joined(row: Row, key: str) -> Any:
+        deviation = row.get(key + DEVIATION, math.nan)
+        return row[key] if math.isnan(deviation) else f"{_cell(row[key])} ± {_cell(deviation)}"
+
+    return [{key: joined(row, key) for key in shown if not key.endswith(DEVIATION)} for row in rows]
 
 
 def _cell(value: Any) -> str:
@@ -83,6 +97,7 @@ def _csv(rows: Sequence[Row], title: str) -> None:
 
 
 def _html(rows: Sequence[Row], title: str) -> None:
+    rows = _for_people(rows)
     head = "".join(f"<th>{html.escape(key)}</th>" for key in (rows[0] if rows else ()))
     body = "\n".join(
         "<tr>" + "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row.values()) + "</tr>" for row in rows

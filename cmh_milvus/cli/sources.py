@@ -128,8 +128,27 @@ def evaluation_source(
     return _extract(dataset, failures, image, text, split, source, device, cache, ())
 
 
-def benchmark_features(source: str, text_key: str) -> PairedFeatures:
-    """Features with their own split: an .npz file, or the emoji."""
+def benchmark_sources(sources: Sequence[str], text_key: str) -> dict[str, PairedFeatures]:
+    """Features with their own split, by the names they have in a benchmark.
+
+    Args:
+        sources: .npz files, each maybe with the array of text features after a colon, or `emoji`.
+        text_key: That array where none is named.
+
+    Raises:
+        SettingsError: A source is neither, or two have one name.
+    """
+    named = {}
+    for source in sources:
+        file, mark, key = source.partition(f"{FEATURES_SUFFIX}:")
+        name = f"{Path(file).name}:{key}" if mark else Path(source).stem
+        if name in named:
+            raise SettingsError(f"two sources of the benchmark are called {name!r}: rename one of the files")
+        named[name] = _benchmark_features(file + FEATURES_SUFFIX if mark else source, key or text_key)
+    return named
+
+
+def _benchmark_features(source: str, text_key: str) -> PairedFeatures:
     if source.endswith(FEATURES_SUFFIX):
         from cmh_milvus.datasets.features import load_features
 

@@ -172,6 +172,7 @@ class PairedFeatures:
         label_names: Columns of `labels`.
         split: The sets.
         fingerprint: SHA-256 of what the features were made from.
+        protocol: Name of the literature's protocol that data and split follow, such as "mirflickr-20015", or "".
     """
 
     name: str
@@ -182,3 +183,4 @@ class PairedFeatures:
     label_names: tuple[str, ...]
     split: Split
     fingerprint: str
+    protocol: str = ""

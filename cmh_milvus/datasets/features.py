@@ -19,7 +19,8 @@ def load_features(path: Path, *, image_key: str = "image", text_key: str = "text
 
     Its arrays: `image` (n, image_dim) and `text` (n, text_dim), numbers; `query` and `database`, row numbers, also
     under the names `query_idx` and `db_idx`; and if wanted `train` (by default the database less validation),
-    `validation` (by default none), `labels` (n, n_labels) of 0 and 1, `label_names`, `ids`.
+    `validation` (by default none), `labels` (n, n_labels) of 0 and 1, `label_names`, `ids`, and `protocol`, the name of
+    the literature's protocol that they follow.
 
     Args:
         path: The file.
@@ -46,13 +47,14 @@ def load_features(path: Path, *, image_key: str = "image", text_key: str = "text
             labels, label_names = reader.labels(n)
             ids = reader.ids(n)
             split = reader.split(n)
+            protocol = reader.protocol()
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         raise DataError(f"{str(path)!r} is damaged: {error}") from error
     digest = hashlib.sha256()
     for array in (image, text, np.zeros(0) if labels is None else labels):
         digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
     digest.update("\n".join(ids).encode("utf-8", "surrogatepass"))
-    return PairedFeatures(path.stem, ids, image, text, labels, label_names, split, digest.hexdigest())
+    return PairedFeatures(path.stem, ids, image, text, labels, label_names, split, digest.hexdigest(), protocol)
 
 
 class _Reader:
@@ -122,6 +124,15 @@ class _Reader:
         if len(ids) != n or len(set(ids)) != n:
             raise DataError(f"the array 'ids' of {self.name} must hold {n} different ids, got {len(set(ids))}")
         return ids
+
+    def protocol(self) -> str:
+        """Name of the protocol, or ""."""
+        array = self.get("protocol")
+        if array is None:
+            return ""
+        if array.size != 1 or array.dtype.kind != "U":
+            raise DataError(f"the array 'protocol' of {self.name} must be one text, got {array.dtype} {array.shape}")
+        return str(array.item())
 
     def rows(self, array: NDArray[Any], key: str, n: int) -> Rows:
         """Sorted row numbers in range, each once."""

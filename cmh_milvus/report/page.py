@@ -53,6 +53,18 @@ class SizeLine:
     bytes_per_item: int
 
 
+def template(name: str) -> jinja2.Template:
+    """A template of this package; what is put into it is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cmh_milvus.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
 def render_page(
     title: str,
     report: EvaluationReport,
@@ -72,14 +84,7 @@ def render_page(
         picture_queries: Pictures and the texts found.
         sizes: For the table of bytes an item, smallest first.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cmh_milvus.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         title=title,
         intro=intro,
         report=report,

@@ -46,6 +46,15 @@ def test_all_arrays(tmp_path):
     assert data.split.train.dtype == np.int64
 
 
+def test_protocol(tmp_path):
+    assert load_features(save(tmp_path)).protocol == ""
+    assert load_features(save(tmp_path, protocol=np.array("mirflickr-20015"))).protocol == "mirflickr-20015"
+    assert load_features(save(tmp_path, protocol=np.array(["coco-122218"]))).protocol == "coco-122218"
+    for wrong in (np.array(["a", "b"]), np.array(3)):
+        with pytest.raises(DataError, match="'protocol'"):
+            load_features(save(tmp_path, protocol=wrong))
+
+
 def test_least_and_other_names(tmp_path):
     path = save(
         tmp_path, query=None, database=None, train=None, labels=None, label_names=None, ids=None,
