@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
+from markdown import Markdown
 
 import cmh_milvus
 from cmh_milvus import errors
@@ -39,12 +40,25 @@ def blocks(text, language):
 
 
 @pytest.fixture(scope="session")
-def expanded():
-    """The pages as the site shows them, without the parts that mkdocstrings and mkdocs-click make."""
+def hooks():
+    """docs/hooks.py, as MkDocs loads it."""
     spec = importlib.util.spec_from_file_location("docs_hooks", ROOT / "docs" / "hooks.py")
-    hooks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hooks)
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.fixture(scope="session")
+def expanded(hooks):
+    """The pages as the site shows them, without the parts that mkdocstrings and mkdocs-click make."""
     return {name: hooks.on_page_markdown(text) for name, text in PAGES.items()}
+
+
+def as_html(hooks, markdown):
+    """The page as MkDocs shows it, for the Markdown extensions that formulas need."""
+    extensions = {"pymdownx.arithmatex": {"generic": True}, "pymdownx.superfences": {}, "md_in_html": {}, "tables": {}}
+    text = hooks.on_page_markdown(markdown)
+    return hooks.on_page_content(Markdown(extensions=list(extensions), extension_configs=extensions).convert(text))
 
 
 @pytest.fixture
@@ -192,3 +206,30 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not target.startswith(("http://", "https://")):
             assert (ROOT / Path(page).parent / target).exists(), target
+
+
+def test_formulas_become_mathml(hooks):
+    page = as_html(
+        hooks, "Where $x < \\tau$ and `$HOME`:\n\n$$\nL = \\frac{a}{b_{ij}} \\tag{2}\n$$\n\n```console\n$ ls $x\n```\n"
+    )
+    assert page.count("<math ") == 2
+    assert re.search(r"<p>Where <math [^>]*display=\"inline\">.*<mi>x</mi><mo>&#x0003C;</mo><mi>&#x003C4;</mi>", page)
+    assert re.search(
+        r'<div class="equation"><math [^>]*display="block">.*<mfrac>.*</math><span class="number">\(2\)', page
+    )
+    assert "<code>$HOME</code>" in page
+    assert '<span class="gp">$ </span>ls' in page
+    assert "tag" not in page
+
+
+@pytest.mark.parametrize("wrong", [r"\nosuchcommand x", r"\begin{aligned} a &= b \end{aligned}"])
+def test_a_formula_that_cannot_be_shown_ends_the_build(wrong, hooks):
+    with pytest.raises(ValueError, match="no MathML"):
+        hooks.mathml(wrong)
+
+
+@pytest.mark.parametrize("page", [name for name, text in PAGES.items() if "$$" in text])
+def test_formulas_of_the_pages_can_be_shown(page, hooks):
+    html = as_html(hooks, PAGES[page])
+    assert html.count('display="block"') == PAGES[page].count("$$") / 2
+    assert "arithmatex" not in html
