@@ -1,7 +1,9 @@
 """What the pages take from the code when they are built, so that it cannot go stale.
 
-`[[methods]]` in a page becomes every method with its module's docstring and settings; `[[method NAME]]` one of them;
-`[[errors]]` the tree of errors. Equations become MathML, which browsers draw themselves.
+`[[method NAME]]` in a page becomes the docstring of the method's module and its settings; `[[errors]]` the tree of
+errors. `[[figures NAME]]` is a method's part of the benchmark's rows in figures/methods.csv, and
+`[[benchmark runs]]`, `[[benchmark tables]]`, `[[benchmark bits]]`, `[[benchmark recall]]`, `[[benchmark seconds]]` are
+what was run, its tables and its plots. Equations become MathML, which browsers draw themselves.
 """
 
 from __future__ import annotations
@@ -11,14 +13,18 @@ import html as entities
 import inspect
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
 
 from cmh_milvus import errors
-from cmh_milvus.methods import get_method, list_methods
+from cmh_milvus.methods import get_method
+from cmh_milvus.report.benchmark import benchmark_table, plotted_length, read_rows
+from cmh_milvus.report.plots import base_method, bits_plot, recall_plot, seconds_plot
 
-_MARK = re.compile(r"^\[\[(methods|method|errors) ?(\w*)\]\]$", re.MULTILINE)
+FIGURES = Path(__file__).parent / "figures" / "methods.csv"  # printed by the command on methods/comparison.md
+_MARK = re.compile(r"^\[\[(method|errors|figures|benchmark) ?(\w*)\]\]$", re.MULTILINE)
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)  # as pymdownx.arithmatex writes them
 _BLOCK = re.compile(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', re.DOTALL)
 
@@ -58,9 +64,62 @@ def _equation(latex: str) -> str:
 
 
 def _content(kind: str, name: str) -> str:
-    if kind == "methods":
-        return "\n\n".join(f"## {one} {{ #{one} }}\n\n{_method(one)}" for one in list_methods())
-    return _fence(_tree()) if kind == "errors" else _method(name)
+    if kind == "errors":
+        return _fence(_tree())
+    return {"method": _method, "figures": _figures, "benchmark": _benchmark}[kind](name)
+
+
+def _figures(name: str) -> str:
+    """A method's rows, over all data sets and code lengths."""
+    get_method(name)  # so that a name that does not exist is an error
+    rows = [row for row in _rows() if base_method(row["method"]) == name]
+    if not rows:
+        return "Not measured yet."
+    lead = ("data", "method", "n_bits") if len({row["method"] for row in rows}) > 1 else ("data", "n_bits")
+    return benchmark_table(sorted(rows, key=lambda row: (row["data"], row["method"], row["n_bits"])), lead)
+
+
+def _benchmark(part: str) -> str:
+    """Tables and plots of all methods."""
+    rows = _rows()
+    if not rows:
+        return "Not measured yet."
+    n_bits = plotted_length(rows)
+    if part == "runs":
+        return _runs(rows)
+    if part == "tables":
+        chosen = [row for row in rows if row["n_bits"] == n_bits]
+        return "\n\n".join(
+            f"### {data}, {n_bits} bits\n\nChance reaches a MAP@all of {chance:.3f}.\n\n"
+            + benchmark_table([row for row in chosen if row["data"] == data], ("method",))
+            for data, chance in {row["data"]: row["chance"] for row in chosen}.items()
+        )
+    plots = {
+        "bits": lambda: bits_plot(rows),
+        "recall": lambda: recall_plot(rows, n_bits),
+        "seconds": lambda: seconds_plot(rows, n_bits),
+    }
+    return f'<figure class="plot" data-search-exclude>\n{plots[part]()}</figure>'
+
+
+def _runs(rows: list[dict[str, Any]]) -> str:
+    """What the file holds, as a list."""
+
+    def listed(key: str) -> str:
+        return ", ".join(f"`{value}`" for value in dict.fromkeys(row[key] for row in rows))
+
+    lengths = ", ".join(map(str, sorted({row["n_bits"] for row in rows})))
+    seeds = " to ".join(map(str, sorted({min(row["seeds"] for row in rows), max(row["seeds"] for row in rows)})))
+    return (
+        f"- Data sets: {listed('data')}.\n- Methods: {listed('method')}.\n"
+        f"- Code lengths: {lengths} bits. Seeds: {seeds} of each. Device: {listed('device')}.\n"
+        f"- The file: [{FIGURES.name}](../figures/{FIGURES.name})."
+    )
+
+
+def _rows() -> list[dict[str, Any]]:
+    """The benchmark's rows; none where the file is not there."""
+    return read_rows(FIGURES) if FIGURES.exists() else []
 
 
 def _method(name: str) -> str:

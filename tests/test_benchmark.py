@@ -188,7 +188,7 @@ def test_points_are_named_and_of_one_length(plot):
     svg = plot(ROWS, 64)
     parse(svg)
     assert texts(svg).count("duet") == 1, "16 and 128 bits are left out"
-    assert texts(svg).count("duet:pair_weight=0.1") == 1
+    assert texts(svg).count("pair_weight=0.1") == 1
     assert texts(svg).count("dcmh") == 2
     assert "at 64 bits" in svg
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import inspect
 import io
 import re
 import shlex
@@ -179,12 +180,23 @@ def test_method_is_documented(name, expanded):
     assert re.search(rf"^\| \[`{name}`\]", PAGES["docs/methods/index.md"], re.MULTILINE), (
         "a row in docs/methods/index.md"
     )
-    assert f"\n## {name} " in expanded["docs/methods/all.md"]
+    page = expanded[f"docs/methods/{name}.md"]
+    (docstring,) = re.findall(r"^```text\n(.*?)\n```$", page, re.MULTILINE | re.DOTALL)
+    assert docstring == inspect.getdoc(sys.modules[get_method(name).__module__])
+    assert "\n## What it optimises\n" in page
+    assert "\n## When to choose it\n" in page
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_equations_of_a_method_have_the_numbers_of_its_module(name):
+    numbers = set(re.findall(r"\b(\d+)[.)]", inspect.getdoc(sys.modules[get_method(name).__module__])))
+    assert set(re.findall(r"\\tag\{(\w+)\}", PAGES[f"docs/methods/{name}.md"])) <= numbers
 
 
 def test_every_setting_of_a_method_is_explained(expanded):
     """The tables of settings come from the `Attributes:` of each Config; epochs and batch_size explain themselves."""
-    rows = re.findall(r"^\| `(\w+)` \| `.*?` \| (.*) \|$", expanded["docs/methods/all.md"], re.MULTILINE)
+    pages = "\n".join(expanded[f"docs/methods/{name}.md"] for name in list_methods())
+    rows = re.findall(r"^\| `(\w+)` \| `.*?` \| (.*) \|$", pages, re.MULTILINE)
     assert len(rows) > 50
     assert {name for name, meaning in rows if not meaning} <= {"epochs", "batch_size"}
 
@@ -233,3 +245,40 @@ def test_formulas_of_the_pages_can_be_shown(page, hooks):
     html = as_html(hooks, PAGES[page])
     assert html.count('display="block"') == PAGES[page].count("$$") / 2
     assert "arithmatex" not in html
+
+
+def test_pages_without_a_benchmark_say_so(hooks, monkeypatch, tmp_path):
+    monkeypatch.setattr(hooks, "FIGURES", tmp_path / "none.csv")
+    for mark in ("figures scm", "benchmark runs", "benchmark tables", "benchmark bits"):
+        assert hooks.on_page_markdown(f"[[{mark}]]") == "Not measured yet."
+
+
+def test_figures_come_from_the_benchmarks_file(hooks, monkeypatch, tmp_path):
+    """Tables and plots of a small file: means as printed, one length in the plots, a method's rows on its own page."""
+    columns = ["data", "method", "n_bits", "seeds", "MAP@all", "MAP@all +-"]
+    columns += [f"{f} {d}{e}" for f in ("MAP@all", "NDCG@10", "own R@10") for d in ("I→T", "T→I") for e in ("", " +-")]
+    columns += ["distinct", "seconds", "device", "chance", "paper I→T", "paper T→I"]
+    lines = [",".join(columns)]
+    for number, (data, method, n_bits) in enumerate(
+        [("shop", "scm", 16), ("shop", "scm", 64), ("shop", "scm:ridge=9", 64), ("zoo", "scm", 64), ("zoo", "dcmh", 64)]
+    ):
+        figures = [0.5, 0.01, 0.4 + number / 1000, 0.02, *[0.3, 0.01] * 5]
+        lines.append(",".join(map(str, [data, method, n_bits, 3, *figures, 0.9, 1.5, "cpu", 0.123, "", ""])))
+    (tmp_path / "methods.csv").write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(hooks, "FIGURES", tmp_path / "methods.csv")
+
+    scm = hooks.on_page_markdown("[[figures scm]]")
+    assert scm.count("<tr>") == 5
+    assert all(f"0.{400 + number} <small>± 0.020</small>" in scm for number in range(4))
+    assert "scm:ridge=9" in scm
+    dcmh = hooks.on_page_markdown("[[figures dcmh]]")
+    assert dcmh.count("<tr>") == 2
+    assert "0.404" in dcmh
+    assert hooks.on_page_markdown("[[figures ucch]]") == "Not measured yet."
+    page = as_html(hooks, PAGES["docs/methods/comparison.md"])
+    assert page.count("<svg") == 3
+    assert page.count('class="dense"') == 2
+    assert "0.400" not in page, "16 bits are in the plot of code lengths only"
+    assert page.count("MAP@all of 0.123") == 2
+    assert "<code>scm:ridge=9</code>" in page
+    assert "[[" not in page

@@ -95,14 +95,14 @@ def bits_plot(rows: Sequence[Row]) -> str:
 def recall_plot(rows: Sequence[Row], n_bits: int) -> str:
     """MAP@all against own R@10 at one code length: a panel a data set, a labelled point a method.
 
-    Points of one method with different settings are joined.
+    Points of one method with different settings are joined, and named by these settings.
     """
 
     def recall(row: Row) -> float:
         return float(mean(row[f"own R@10 {DIRECTION_LABELS[direction]}"] for direction in CROSS_MODAL))
 
     chosen = [row for row in rows if row["n_bits"] == n_bits]
-    figure, panels = _panels(chosen, "own R@10", columns=2, height=3.9)
+    figure, panels = _panels(chosen, "own R@10", columns=2, height=4.4)
     _scatter(figure, panels, chosen, recall)
     return _svg(figure, f"MAP@all against own R@10 at {n_bits} bits")
 
@@ -110,7 +110,7 @@ def recall_plot(rows: Sequence[Row], n_bits: int) -> str:
 def seconds_plot(rows: Sequence[Row], n_bits: int) -> str:
     """MAP@all against training seconds at one code length: a panel a data set, a labelled point a method."""
     chosen = [row for row in rows if row["n_bits"] == n_bits]
-    figure, panels = _panels(chosen, "training seconds", columns=2, height=3.9)
+    figure, panels = _panels(chosen, "training seconds", columns=2, height=4.4)
     for axes in panels.values():
         axes.set_xscale("log")
     _scatter(figure, panels, chosen, lambda row: max(row["seconds"], 0.01))
@@ -140,7 +140,8 @@ def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str, str]]:
         turn, place = divmod(number, len(COLOURS))
         marker = MARKERS[(place + turn) % len(MARKERS)]
         for line, method in enumerate(name for name in methods if base_method(name) == base):
-            styles[method] = (COLOURS[place], marker, LINES[line % len(LINES)])
+            dashes = LINES[0] if line == 0 else LINES[1 + (line - 1) % (len(LINES) - 1)]
+            styles[method] = (COLOURS[place], marker, dashes)
     return styles
 
 
@@ -174,7 +175,14 @@ def _scatter(figure: Figure, panels: Mapping[str, Axes], rows: Sequence[Row], x_
         axes.margins(x=0.18, y=0.08)
     figure.draw_without_rendering()  # the layout, which labels go by
     for data, axes in panels.items():
-        _label_points(axes, [(row["method"], x_of(row), row["MAP@all"]) for row in rows if row["data"] == data])
+        _label_points(
+            axes,
+            [
+                (row["method"].partition(":")[2] or row["method"], x_of(row), row["MAP@all"])
+                for row in rows
+                if row["data"] == data
+            ],
+        )
 
 
 def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
@@ -183,14 +191,17 @@ def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> Non
     height = 1.15 * LABEL_POINTS
     places = [tuple(axes.transData.transform((x, y)) / scale) for _, x, y in points]
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in places]  # left, bottom, right, top
-    left, right = axes.get_window_extent().x0 / scale, axes.get_window_extent().x1 / scale
+    left, bottom, right, top = (edge / scale for edge in axes.get_window_extent().extents)
     for (name, x, y), (px, py) in zip(points, places, strict=True):
         width = 0.55 * LABEL_POINTS * len(name)
         shifts = [0.0] + [sign * step * height for step in (0.6, 1.2, 1.8, 2.4, 3.0, 4.0, 5.0) for sign in (1, -1)]
         options = [
             (start, shift)
             for shift, start in product(shifts, (6.0, -6.0 - width))
-            if left <= px + start and px + start + width <= right
+            if left <= px + start
+            and px + start + width <= right
+            and bottom <= py + shift - height / 2
+            and py + shift + height / 2 <= top
         ] or [(6.0, 0.0)]
         boxes = {
             (start, shift): (px + start, py + shift - height / 2, px + start + width, py + shift + height / 2)
