@@ -96,9 +96,9 @@ def run_benchmark(
         DataError: The results file is damaged.
         SettingsError: There is no such method or setting.
     """
-    configs = {text: _config(text, settings or {}) for text in methods}
+    configs = {text: _config(text, settings or {}) for text in methods}  # each once
     chance: dict[str, float] = {}
-    cells = [Cell(*values) for values in product(data_sets, methods, lengths, range(seeds))]
+    cells = [Cell(*values) for values in product(data_sets, configs, lengths, range(seeds))]
     kept = {(row["key"], row["data_fingerprint"], row["settings"]): row for row in _read(results)}
     rows = []
     for number, cell in enumerate(cells, start=1):

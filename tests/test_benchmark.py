@@ -96,6 +96,21 @@ def test_variants_are_methods_of_their_own(small, tmp_path):
     assert next(summary(alone))["MAP@all"] == changed["MAP@all"]
 
 
+def test_all_methods_and_more(monkeypatch):
+    """`all` stands for each method, also beside others."""
+    asked = []
+    monkeypatch.setattr(benchmark, "run_benchmark", lambda data, methods, *_, **__: asked.append(methods) or [])
+    monkeypatch.setattr("cmh_milvus.cli.commands.benchmark_sources", lambda *_: {})
+    for given in ([], ["--method", "all", "--method", "duet:pair_weight=1"]):
+        assert CliRunner().invoke(cli, ["benchmark", "emoji", *given]).exit_code == 0
+    assert asked == [list_methods(), [*list_methods(), "duet:pair_weight=1"]]
+
+
+def test_a_method_asked_for_twice_runs_once(small, tmp_path):
+    rows = run_benchmark({"a": small}, ["scm", "scm"], [8], 1, tmp_path / "r.jsonl", device="cpu")
+    assert len(rows) == 1
+
+
 def test_a_new_default_is_run_again(small, tmp_path, monkeypatch):
     runs = []
     measured = benchmark._measured

@@ -25,6 +25,7 @@ from cmh_milvus.errors import CmhError, QualityGateMissed, SettingsError
 if TYPE_CHECKING:
     from cmh_milvus.store import Hit
 
+ALL = "all"  # in place of a method's name
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 BACKBONES = {
@@ -518,7 +519,7 @@ def _bits(text: str) -> list[int]:
     "methods_",
     multiple=True,
     metavar="NAME[:SETTING=VALUE,...]",
-    help="Method to run, maybe with settings; repeatable.  [default: all]",
+    help="Method to run, maybe with settings; `all` is each with its defaults; repeatable.  [default: all]",
 )
 @click.option("--bits", "bits_list", default="16,32,64,128", show_default=True, help="Code lengths.")
 @click.option("--seeds", default=3, show_default=True, help="Runs of each.")
@@ -561,15 +562,14 @@ def benchmark(
     from cmh_milvus.report.page import write_page
 
     lengths = _bits(bits_list)
+    chosen = [name for given in methods_ or [ALL] for name in (list_methods() if given == ALL else [given])]
     data_sets = benchmark_sources(sources, text_key)
     with progress_bar("benchmark") as progress:
 
         def done(cell: Cell, number: int, total: int) -> None:
             progress(number, total, cell.key)
 
-        rows = run_benchmark(
-            data_sets, list(methods_) or list_methods(), lengths, seeds, output, device=device, done=done
-        )
+        rows = run_benchmark(data_sets, chosen, lengths, seeds, output, device=device, done=done)
     lines = list(summary(rows))
     if page is not None:
         write_page(page, render_benchmark("Methods side by side", lines))

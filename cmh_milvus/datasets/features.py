@@ -17,10 +17,11 @@ from cmh_milvus.errors import DataError, UnsafeFile
 def load_features(path: Path, *, image_key: str = "image", text_key: str = "text") -> PairedFeatures:
     """Paired features and their split from one `.npz` file; nothing in it is ever unpickled.
 
+    An array `protocol`, one text, names the literature's protocol that data and split follow.
+
     Its arrays: `image` (n, image_dim) and `text` (n, text_dim), numbers; `query` and `database`, row numbers, also
     under the names `query_idx` and `db_idx`; and if wanted `train` (by default the database less validation),
-    `validation` (by default none), `labels` (n, n_labels) of 0 and 1, `label_names`, `ids`, and `protocol`, the name of
-    the literature's protocol that they follow.
+    `validation` (by default none), `labels` (n, n_labels) of 0 and 1, `label_names`, `ids`.
 
     Args:
         path: The file.
