@@ -76,7 +76,8 @@ def _figures(name: str) -> str:
     if not rows:
         return "Not measured yet."
     lead = ("data", "method", "n_bits") if len({row["method"] for row in rows}) > 1 else ("data", "n_bits")
-    return benchmark_table(sorted(rows, key=lambda row: (row["data"], row["method"], row["n_bits"])), lead)
+    table = benchmark_table(sorted(rows, key=lambda row: (row["data"], row["method"], row["n_bits"])), lead)
+    return f"[Methods side by side](comparison.md) says what was run and how to read it.\n\n{table}"
 
 
 def _benchmark(part: str) -> str:

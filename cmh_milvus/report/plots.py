@@ -150,7 +150,7 @@ def _panels(rows: Sequence[Row], x_label: str, *, columns: int, height: float) -
     chance = {row["data"]: row["chance"] for row in rows}
     columns = min(columns, len(chance))
     lines = math.ceil(len(chance) / columns)
-    figure = Figure(figsize=(10.8, 0.4 + height * lines), layout="constrained")
+    figure = Figure(figsize=(9.2, 0.4 + height * lines), layout="constrained")
     grid = figure.subplots(lines, columns, squeeze=False)
     panels = dict(zip(chance, grid.flat, strict=False))
     for unused in list(grid.flat)[len(chance) :]:
