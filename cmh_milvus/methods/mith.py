@@ -42,7 +42,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle
+from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, check_similarity, one_cycle
 from cmh_milvus.methods.dcmh import negative_log_likelihood
 
 
@@ -64,6 +64,7 @@ class MithConfig:
         input_dropout: On the scaled features.
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Of AdamW.
+        similarity: Grading of S, a name of `methods.base.label_similarity`; the paper's is "any".
         batch_size: Pairs a batch.
         epochs: Passes over the train rows.
     """
@@ -81,8 +82,12 @@ class MithConfig:
     input_dropout: float = 0.2
     learning_rate: float = 5e-3
     weight_decay: float = 0.01
+    similarity: str = "any"
     batch_size: int = 128
     epochs: int = 30
+
+    def __post_init__(self) -> None:
+        check_similarity(self.similarity)
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,9 @@ def output_mask(n_bits: int, width: int, concept: int) -> Tensor:
     return torch.cat([torch.ones(n_bits, width), own], dim=1)
 
 
-def likelihood(buffer: Tensor, codes: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
-    """N: (n, K) fixed, (b, K) with gradient, the labels of the batch and of all train rows -> scalar."""
-    return negative_log_likelihood(codes, buffer, labels, all_labels) / (len(codes) * len(buffer))
+def likelihood(buffer: Tensor, codes: Tensor, labels: Tensor, all_labels: Tensor, similarity: str = "any") -> Tensor:
+    """N: (n, K) fixed, (b, K) with gradient, the labels of the batch and of all train rows, S's grading -> scalar."""
+    return negative_log_likelihood(codes, buffer, labels, all_labels, similarity) / (len(codes) * len(buffer))
 
 
 def quantization(parts: Parts, signs: Tensor) -> Tensor:
@@ -207,7 +212,7 @@ class MITH(Method):
             (self.text_local, text.local),
         ):
             buffer[batch.index] = codes.detach()
-        labels = batch.labels, self.train_labels
+        labels = batch.labels, self.train_labels, config.similarity
         signs = self.code_buffer[batch.index]
         local = likelihood(self.image_local, image.local, *labels) + likelihood(self.text_local, text.local, *labels)
         whole = likelihood(self.image_whole, text.whole, *labels) + likelihood(self.text_whole, image.whole, *labels)
