@@ -13,7 +13,8 @@ optimizers. The trainer (`cmh_milvus.training`) runs::
 
 `steps` is a generator, so a later step of a batch sees the weights that the earlier one moved. `phases` may be a
 generator as well: it is read lazily, so a method can end an inner loop early. A closed-form method sets
-`closed_form` and overrides `fit`. One that can do without the labels it prefers sets `labels_optional`.
+`closed_form` and overrides `fit`; it is given one vector an item. One that can do without the labels it prefers sets
+`labels_optional`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
+from cmh_milvus.encoders.tokens import item_vectors
 from cmh_milvus.errors import SettingsError
 
 SIMILARITIES = ("any", "jaccard", "cosine", "count")  # gradings of `label_similarity`
@@ -61,8 +63,8 @@ class TrainData:
     """The train rows, on the training device.
 
     Attributes:
-        image: float32 (n, image_dim) backbone features.
-        text: float32 (n, text_dim).
+        image: float32 (n, image_dim) backbone features, or token matrices (n, tokens, image_dim).
+        text: float32 (n, text_dim), or (n, tokens, text_dim).
         label_matrix: float32 (n, n_labels) of 0 and 1, or None where the method may not see labels.
     """
 
@@ -83,6 +85,16 @@ class TrainData:
         if self.label_matrix is None:
             raise SettingsError("labels were asked for, but the data have none or the method learns from pairs alone")
         return self.label_matrix
+
+    @property
+    def image_vectors(self) -> Tensor:
+        """float32 (n, image_dim): one vector a picture, also where `image` holds tokens."""
+        return item_vectors(self.image)
+
+    @property
+    def text_vectors(self) -> Tensor:
+        """float32 (n, text_dim): one vector a text."""
+        return item_vectors(self.text)
 
     def rows(self, index: Tensor) -> Batch:
         """The batch of the train rows `index`, int64 (b,)."""

@@ -20,10 +20,15 @@ I^g, I^l ...  image_whole, image_local, text_whole ...  (n, K)   all train rows'
 B             code_buffer                               (n, K)   -1, +1
 
 Departures (authors' code in brackets):
-- The methods of this package see one vector an item. z and the K concepts t_k are parts of one hidden layer with batch
-  normalisation on it [two residual blocks shared by both modalities on CLIP's class token; concepts gathered from
-  CLIP's tokens by their scores, then two transformer layers]. So the interaction of tokens is not reproduced; the
-  losses, the two codes, distillation and contrast at both grains are.
+- z is a hidden layer with batch normalisation on the vector of the whole item [two residual blocks shared by both
+  modalities, on CLIP's class token].
+- Where features are token matrices, the concepts are gathered as in the paper: a token goes to those of its 8 best
+  concepts whose score is positive, a concept averages its tokens by the softmax of their scores, and two transformer
+  layers over the K concepts with sinusoidal places follow (`encoders.tokens.ConceptGathering`). The scores are a linear
+  layer's, learned [those of the global code's W, without gradient]; width 64 [512]; tokens know their position by a
+  learned vector [CLIP's know it].
+- Where features are one vector an item, the K concepts t_k are the rest of that hidden layer: then the interaction of
+  tokens is not reproduced; the losses, the two codes, distillation and contrast at both grains are.
 - tanh is odd and rising, so sign(h^g + h^l) is the sign of the sum of the two activations: one hash head, whose output
   layer is W beside a block-diagonal part of the w_k.
 - Weights, epochs, rate and widths are set for features: the paper's contrast of 50 drowns the labels there, and its
@@ -59,7 +64,8 @@ class MithConfig:
         distillation: Weight of J5 [1].
         temperature: Of both contrasts.
         hidden: Width W of z [512].
-        concept: Width c of a concept [512].
+        concept: Width c of a concept where both modalities have one vector an item.
+        token_concept: Width c of a concept where one has tokens, a multiple of 8 [512].
         dropout: On the hidden layer.
         input_dropout: On the scaled features.
         learning_rate: Peak of the one-cycle schedule.
@@ -78,6 +84,7 @@ class MithConfig:
     temperature: float = 0.07
     hidden: int = 512
     concept: int = 8
+    token_concept: int = 64
     dropout: float = 0.5
     input_dropout: float = 0.2
     learning_rate: float = 5e-3
@@ -101,11 +108,11 @@ class Parts:
 
 
 def split_head(head: HashHead, features: Tensor, width: int) -> Parts:
-    """Eq. 1: features (b, in_dim) -> the two codes and what they are read off.
+    """Eq. 1: features -> the two codes and what they are read off.
 
     Args:
-        head: Its last hidden layer is z, of `width` units, beside the K concepts.
-        features: float32 (b, in_dim).
+        head: What its output layer sees is z, of `width` units, beside the K concepts.
+        features: float32 (b, in_dim) or (b, tokens, in_dim).
         width: W.
     """
     hidden = head.hidden(features)
@@ -114,6 +121,13 @@ def split_head(head: HashHead, features: Tensor, width: int) -> Parts:
     whole = torch.tanh(vector @ weight[:, :width].T)
     local = torch.tanh(concepts @ weight[:, width:].T)
     return Parts(vector, concepts.reshape(len(hidden), len(weight), -1), whole, local)
+
+
+def concept_head(features: Tensor, n_bits: int, concept: int, config: MithConfig) -> HashHead:
+    """A hash head for train features whose output layer sees z and then K concepts of width `concept`."""
+    rest = 0 if features.ndim == 3 else n_bits * concept  # the concepts are part of the hidden layer, or gathered
+    dropouts = config.dropout, config.input_dropout
+    return HashHead.fitted(features, n_bits, (config.hidden + rest,), *dropouts, concept=concept)
 
 
 def output_mask(n_bits: int, width: int, concept: int) -> Tensor:
@@ -173,10 +187,10 @@ class MITH(Method):
     def __init__(self, train: TrainData, n_bits: int, config: MithConfig) -> None:
         super().__init__(train, n_bits, config)
         device = train.image.device
-        shape = (config.hidden + n_bits * config.concept,), config.dropout, config.input_dropout
-        self.image_head = HashHead.fitted(train.image, n_bits, *shape)
-        self.text_head = HashHead.fitted(train.text, n_bits, *shape)
-        self.register_buffer("output_mask", output_mask(n_bits, config.hidden, config.concept), persistent=False)
+        concept = config.token_concept if 3 in (train.image.ndim, train.text.ndim) else config.concept
+        self.image_head = concept_head(train.image, n_bits, concept, config)
+        self.text_head = concept_head(train.text, n_bits, concept, config)
+        self.register_buffer("output_mask", output_mask(n_bits, config.hidden, concept), persistent=False)
         for head in (self.image_head, self.text_head):
             head.output.bias.requires_grad_(False).zero_()
             with torch.no_grad():

@@ -20,6 +20,7 @@ class CountingBackbone:
     """Features that can be checked by hand; remembers what it was asked to encode."""
 
     dim = 3
+    tokens = 0
 
     def __init__(self, modality="text", revision="1", preprocessing=None):
         self.modality, self.revision = modality, revision
