@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HEADS = 8  # of attention
+HEADS = 8  # of the pooling
 
 AnyFeatures = TypeVar("AnyFeatures", Tensor, NDArray[np.float32])
 
@@ -98,7 +98,7 @@ class ConceptGathering(nn.Module):
         parts: t.
         dim: d.
         concepts: K.
-        width: Of a concept, a multiple of 8.
+        width: Of a concept, a multiple of 16, which is the width of a head of the transformer.
         best: Most concepts of a part.
     """
 
@@ -111,7 +111,8 @@ class ConceptGathering(nn.Module):
         self.value = nn.Linear(dim, width)
         self.position = nn.Parameter(0.1 * torch.randn(parts, width))
         self.register_buffer("place", sinusoids(concepts, width) / width**0.5, persistent=False)
-        layer = nn.TransformerEncoderLayer(width, HEADS, 4 * width, batch_first=True)
+        # Without dropout: attention then needs no (n, heads, K, K) of its own, and a step takes half the time.
+        layer = nn.TransformerEncoderLayer(width, width // 16, 4 * width, dropout=0.0, batch_first=True)
         self.transformer = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def forward(self, parts: Tensor, present: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ Departures (authors' code in brackets):
 - Where features are token matrices, the concepts are gathered as in the paper: a token goes to those of its 8 best
   concepts whose score is positive, a concept averages its tokens by the softmax of their scores, and two transformer
   layers over the K concepts with sinusoidal places follow (`encoders.tokens.ConceptGathering`). The scores are a linear
-  layer's, learned [those of the global code's W, without gradient]; width 64 [512]; tokens know their position by a
-  learned vector [CLIP's know it].
+  layer's, learned [those of the global code's W, without gradient]; width 64 and four heads [512, eight]; tokens know
+  their position by a learned vector [CLIP's know it].
 - Where features are one vector an item, the K concepts t_k are the rest of that hidden layer: then the interaction of
   tokens is not reproduced; the losses, the two codes, distillation and contrast at both grains are.
 - tanh is odd and rising, so sign(h^g + h^l) is the sign of the sum of the two activations: one hash head, whose output
@@ -47,6 +47,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
+from cmh_milvus.errors import SettingsError
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, check_similarity, one_cycle
 from cmh_milvus.methods.dcmh import negative_log_likelihood
 
@@ -65,7 +66,7 @@ class MithConfig:
         temperature: Of both contrasts.
         hidden: Width W of z [512].
         concept: Width c of a concept where both modalities have one vector an item.
-        token_concept: Width c of a concept where one has tokens, a multiple of 8 [512].
+        token_concept: Width c of a concept where one has tokens, a multiple of 16 [512].
         dropout: On the hidden layer.
         input_dropout: On the scaled features.
         learning_rate: Peak of the one-cycle schedule.
@@ -95,6 +96,8 @@ class MithConfig:
 
     def __post_init__(self) -> None:
         check_similarity(self.similarity)
+        if self.token_concept < 16 or self.token_concept % 16:
+            raise SettingsError(f"token_concept is a multiple of 16, got {self.token_concept}")
 
 
 @dataclass(frozen=True)

@@ -108,9 +108,9 @@ def test_pooling_equals_the_loop_over_the_parts_that_are_there(features):
 def test_gathering_equals_the_loop(features):
     """Before the transformer; two best concepts of four."""
     parts = features[:, 1:]
-    gathering = ConceptGathering(PARTS, DIM, 4, 8, best=2)
+    gathering = ConceptGathering(PARTS, DIM, 4, 16, best=2)
     gathering.transformer = torch.nn.Identity()
-    concepts = gathering(parts, is_present(parts)).reshape(N, 4, 8)
+    concepts = gathering(parts, is_present(parts)).reshape(N, 4, 16)
     for i in range(N):
         there = [] if i == 4 else range(1 + i % PARTS)
         members = {k: [] for k in range(4)}
@@ -135,7 +135,7 @@ def test_sinusoids():
             assert table[place, 2 * j + 1].item() == pytest.approx(math.cos(angle), abs=1e-6)
 
 
-@pytest.mark.parametrize("concept", [0, 8], ids=["pooled", "gathered"])
+@pytest.mark.parametrize("concept", [0, 16], ids=["pooled", "gathered"])
 class TestHead:
     def test_code_depends_on_the_item_alone(self, features, concept):
         head = fitted(features, concept=concept)
@@ -192,7 +192,7 @@ def test_items_without_any_parts():
     """As where no text of the train rows has a word."""
     features = torch.zeros(9, 3, 4)
     features[:, 0] = torch.randn(9, 4)
-    for concept in (0, 8):
+    for concept in (0, 16):
         assert torch.isfinite(fitted(features, concept=concept)(features)).all()
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cmh_milvus.errors import SettingsError
 from cmh_milvus.methods import mith
 from cmh_milvus.methods.base import TrainData
 from tests.reference import methods_supervised as reference
@@ -118,6 +119,11 @@ def test_with_tokens_the_hash_head_gives_the_sign_of_both_codes(token_method):
             other = mith.split_head(head, moved, 5)
             assert torch.equal(other.whole, both.whole)
             assert (other.local - both.local).abs().max() > 1e-3
+
+
+def test_a_width_that_has_no_heads_is_refused():
+    with pytest.raises(SettingsError, match="multiple of 16, got 24"):
+        mith.MithConfig(token_concept=24)
 
 
 def test_codes_weigh_the_global_ones(method):
