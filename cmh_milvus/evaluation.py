@@ -420,6 +420,8 @@ def audit_split(data: PairedFeatures, texts: Sequence[str] | None = None) -> lis
         data: Features and split.
         texts: The items' texts, to find identical ones across the split.
     """
+    from cmh_milvus.encoders.tokens import item_vectors  # torch takes a second to import
+
     split, n = data.split, len(data.split.query)
     shared = len(np.intersect1d(split.query, split.database))
     trained = len(np.intersect1d(split.query, split.train))
@@ -433,7 +435,7 @@ def audit_split(data: PairedFeatures, texts: Sequence[str] | None = None) -> lis
         )
         if count
     ]
-    for modality, features in (("picture", data.image), ("text", data.text)):
+    for modality, features in (("picture", item_vectors(data.image)), ("text", item_vectors(data.text))):
         known = {row.tobytes() for row in features[split.database]}
         twins = np.array([row.tobytes() in known for row in features[split.query]])
         if twins.any():

@@ -28,6 +28,7 @@ from cmh_milvus.codes import binarize, check_n_bits, pack
 from cmh_milvus.datasets.base import PairedFeatures
 from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.hash_head import HashHead, relaxed_codes
+from cmh_milvus.encoders.tokens import item_vectors
 from cmh_milvus.errors import DataError, SettingsError
 from cmh_milvus.methods import DEFAULT_METHOD, get_method, make_config
 from cmh_milvus.methods.base import Method, TrainData
@@ -159,10 +160,11 @@ class _Run:
         labels = None
         if self.method_class.supervision == "labels" and self.data.labels is not None:
             labels = torch.from_numpy(self.data.labels[rows].astype(np.float32)).to(self.device)
+        image, text = self.data.image, self.data.text
+        if self.method_class.closed_form:
+            image, text = item_vectors(image), item_vectors(text)
         return TrainData(
-            torch.from_numpy(self.data.image[rows]).to(self.device),
-            torch.from_numpy(self.data.text[rows]).to(self.device),
-            labels,
+            torch.from_numpy(image[rows]).to(self.device), torch.from_numpy(text[rows]).to(self.device), labels
         )
 
     def _make(self, rows: NDArray[np.int64]) -> tuple[Method, TrainData]:

@@ -126,6 +126,38 @@ def test_own_data_from_csv_to_figures(shop, tmp_path):
     assert json.loads(Path("enc/evaluation.json").read_text())["data"]["n_query"] == rows[0]["n_query"] == 11
 
 
+def test_words_and_places_from_csv_to_figures(shop, tmp_path):
+    """Token-level backbones through train, ingest, query of either modality, and evaluate."""
+    tokens = ["--image-backbone", "efficientnet-lite2-tokens", "--text-backbone", "all-minilm-l6-v2-tokens"]
+    cache = ["--cache", tmp_path / "cache"]
+    options = [*COLUMNS, *tokens, *cache, "--method", "mith", *QUICK, "--queries", "0.2"]
+    assert run("train", shop, "-o", "enc", *options).exit_code == 3
+    described = json.loads(Path("enc/config.json").read_text())["towers"]
+    assert [tower["head"]["tokens"] for tower in described.values()] == [10, 17]
+    assert run("ingest", shop, "-m", "enc", "--uri", "shop.db", *COLUMNS, *cache).exit_code == 3
+    item = lines(run("query", "-m", "enc", "--uri", "shop.db", "-t", "smile", "-n", "1"))[0]["item"]
+    with shop.open(newline="") as file:
+        photo = next(row["photo"] for row in csv.DictReader(file) if row["sku"] == item)
+    hits = lines(run("query", "-m", "enc", "--uri", "shop.db", "-i", shop.parent / photo, "--find", "image", "-n", "9"))
+    assert item in [hit["item"] for hit in hits if hit["distance"] == 0]
+    evaluated = run("evaluate", shop, "-m", "enc", *COLUMNS, *cache)
+    assert evaluated.exit_code == 3, evaluated.stderr
+    assert {"CCA-ITQ", "random projection"} <= {row["encoder"] for row in lines(evaluated)}
+
+
+def test_tokens_of_ones_own(tmp_path):
+    """An .npz file with token matrices on one side."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (60, 4))
+    image = rng.normal(size=(60, 3, 4)) + labels[:, None]
+    np.savez("own.npz", image=image, text=labels, labels=labels, query=np.arange(10), database=np.arange(10, 60))
+    assert run("train", "own.npz", "-o", "enc", "--method", "dcmh", *QUICK).exit_code == 0
+    specs = [tower["backbone"]["spec"] for tower in json.loads(Path("enc/config.json").read_text())["towers"].values()]
+    assert specs == ["precomputed:3x4", "precomputed:4"]
+    assert run("evaluate", "own.npz", "-m", "enc", "--report", "own.html").exit_code == 0
+    assert "picture features, float32</td><td>48</td>" in Path("own.html").read_text()
+
+
 def test_sweep_gates_and_latex(emoji_features, tmp_path):
     """Methods at several lengths from a features file; the gate and the leak audit end with 5."""
     split = emoji_features.split
@@ -377,6 +409,7 @@ def test_unknown_setting():
     fails(run("train", "emoji", "-o", "x", "--set", "speed=11"), 2, "speed", "pair_weight")
     fails(run("train", "emoji", "-o", "x", "--set", "speed"), 2, "NAME=VALUE")
     fails(run("train", "emoji", "-o", "x", "--set", "epochs=many"), 2, "epochs", "int")
+    fails(run("train", "emoji", "-o", "x", "--method", "dcmh", "--set", "similarity=some"), 2, "any, jaccard, cosine")
 
 
 def test_missing_source():

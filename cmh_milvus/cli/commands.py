@@ -29,8 +29,10 @@ ALL = "all"  # in place of a method's name
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 BACKBONES = {
-    "image": "clip, clip:<hub id or folder>, efficientnet-lite0, efficientnet-lite2",
-    "text": "clip, clip:<hub id or folder>, all-minilm-l6-v2, bag-of-words",
+    "image": "clip, clip:<hub id or folder>, efficientnet-lite0, efficientnet-lite2; with the places of a picture: "
+    "clip-tokens:<hub id or folder>, efficientnet-lite2-tokens, ...",
+    "text": "clip, clip:<hub id or folder>, all-minilm-l6-v2, bag-of-words; with the words of a text: "
+    "clip-tokens:<hub id or folder>, all-minilm-l6-v2-tokens",
 }
 EXIT_CODES = """\b
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 done, but some items failed (they are listed in a failures file);
@@ -483,8 +485,8 @@ def evaluate(
         n_bits = report.results[0].n_bits
         sizes = [
             SizeLine(f"hash code of {n_bits} bits", n_bits // 8),
-            SizeLine("text features, float32", data.text.shape[1] * 4),
-            SizeLine("picture features, float32", data.image.shape[1] * 4),
+            SizeLine("text features, float32", data.text[0].nbytes),
+            SizeLine("picture features, float32", data.image[0].nbytes),
         ]
         write_page(page, render_page(f"Evaluation on {data.name}", report, sizes=sizes))
         say(f"page: {page}")

@@ -236,8 +236,8 @@ def _features_file(source: str) -> Source:
     from cmh_milvus.encoders.backbones import load_backbone
 
     features = load_features(Path(source))
-    image = load_backbone(f"precomputed:{features.image.shape[1]}", "image", "cpu")
-    text = load_backbone(f"precomputed:{features.text.shape[1]}", "text", "cpu")
+    image = load_backbone(f"precomputed:{'x'.join(map(str, features.image.shape[1:]))}", "image", "cpu")
+    text = load_backbone(f"precomputed:{'x'.join(map(str, features.text.shape[1:]))}", "text", "cpu")
     return Source(features, (image.config(), text.config()), None, [])
 
 

@@ -166,8 +166,8 @@ class PairedFeatures:
     Attributes:
         name: Of the data set, for reports.
         ids: n ids.
-        image: float32 (n, image_dim).
-        text: float32 (n, text_dim).
+        image: float32 (n, image_dim), or (n, tokens, image_dim).
+        text: float32 (n, text_dim), or (n, tokens, text_dim).
         labels: bool (n, n_labels), or None.
         label_names: Columns of `labels`.
         split: The sets.

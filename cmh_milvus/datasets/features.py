@@ -21,7 +21,8 @@ def load_features(path: Path, *, image_key: str = "image", text_key: str = "text
 
     Its arrays: `image` (n, image_dim) and `text` (n, text_dim), numbers; `query` and `database`, row numbers, also
     under the names `query_idx` and `db_idx`; and if wanted `train` (by default the database less validation),
-    `validation` (by default none), `labels` (n, n_labels) of 0 and 1, `label_names`, `ids`.
+    `validation` (by default none), `labels` (n, n_labels) of 0 and 1, `label_names`, `ids`. Features may also be token
+    matrices (n, tokens, dim): the first row of a matrix is the item as a whole, rows of zeros are not there.
 
     Args:
         path: The file.
@@ -90,15 +91,17 @@ class _Reader:
         return array
 
     def features(self, key: str) -> NDArray[np.float32]:
-        """Finite float32 (n, dim)."""
+        """Finite float32 (n, dim) or (n, tokens, dim)."""
         array = self.need(key)
-        if array.ndim != 2 or array.dtype.kind not in "fiub" or 0 in array.shape:
+        known = array.ndim == 2 or (array.ndim == 3 and array.shape[1] > 1)
+        if not known or array.dtype.kind not in "fiub" or 0 in array.shape:
             raise DataError(
-                f"the array {key!r} of {self.name} must be numbers of shape (n, dim), got {array.dtype} {array.shape}"
+                f"the array {key!r} of {self.name} must be numbers of shape (n, dim), or (n, tokens, dim) with 2 "
+                f"tokens or more, got {array.dtype} {array.shape}"
             )
         features = array.astype(np.float32)
         if not np.isfinite(features).all():
-            row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+            row = int(np.argwhere(~np.isfinite(features))[0, 0])
             raise DataError(f"the array {key!r} of {self.name} holds NaN or infinity in row {row}")
         return features
 

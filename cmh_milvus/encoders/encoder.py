@@ -18,7 +18,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -141,18 +141,19 @@ class CrossModalHashEncoder:
 
         Args:
             modality: "image" or "text".
-            features: float32 (n, in_dim of that tower).
+            features: float32 (n, in_dim of that tower), or (n, tokens, in_dim) where its backbone gives tokens.
 
         Returns:
             float32 (n, n_bits) in (-1, 1).
 
         Raises:
-            SettingsError: The features are of another dimension.
+            SettingsError: The features are of another shape.
         """
         head = self.towers[modality].head
-        if features.ndim != 2 or features.shape[1] != head.config.in_dim:
+        if not head.config.takes(features.shape):
+            tokens = f"{head.config.tokens}, " if head.config.tokens else ""
             raise SettingsError(
-                f"the {modality} tower takes features of shape (n, {head.config.in_dim}), got {features.shape}"
+                f"the {modality} tower takes features of shape (n, {tokens}{head.config.in_dim}), got {features.shape}"
             )
         return relaxed_codes(head, np.ascontiguousarray(features, dtype=np.float32))
 
@@ -194,7 +195,7 @@ class CrossModalHashEncoder:
             "bit_order": BIT_ORDER,
             "binarize": BINARIZE_RULE,
             "towers": {
-                modality: {"backbone": dict(tower.backbone_config), "head": asdict(tower.head.config)}
+                modality: {"backbone": dict(tower.backbone_config), "head": tower.head.config.describe()}
                 for modality, tower in self.towers.items()
             },
         }

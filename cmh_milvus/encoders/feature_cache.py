@@ -1,7 +1,8 @@
 """Backbone features kept by content hash, so that a new hash head never touches a picture again.
 
 A cache is a folder with one sub-folder a backbone; in it, Parquet files of two columns: `content` (SHA-256 of
-a picture file's bytes, or of a text's UTF-8 in NFC) and `vector`. Files are only ever added, whole.
+a picture file's bytes, or of a text's UTF-8 in NFC) and `vector` (of tokens, one after another). Files are only ever
+added, whole.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import unicodedata
@@ -22,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cmh_milvus.encoders.backbones import Backbone, backbone_key
+from cmh_milvus.encoders.backbones import Backbone, backbone_key, feature_shape
 from cmh_milvus.errors import DataError, PictureError, SettingsError
 from cmh_milvus.pictures import open_picture, read_picture_bytes
 
@@ -60,9 +62,9 @@ class FeatureCache:
             contents: n SHA-256 digests of 32 bytes.
 
         Returns:
-            float32 (n, dim), zeros where nothing is kept; and bool (n,), whether there is.
+            float32 (n, dim) or (n, tokens, dim), zeros where nothing is kept; and bool (n,), whether there is.
         """
-        features = np.zeros((len(contents), backbone.dim), dtype=np.float32)
+        features = np.zeros((len(contents), *feature_shape(backbone)), dtype=np.float32)
         found = np.zeros(len(contents), dtype=np.bool_)
         wanted: dict[bytes, list[int]] = {}
         for row, content in enumerate(contents):
@@ -87,7 +89,7 @@ class FeatureCache:
         Args:
             backbone: What made the features.
             contents: n SHA-256 digests of 32 bytes.
-            features: Float (n, dim).
+            features: Float (n, dim) or (n, tokens, dim).
 
         Raises:
             DataError: The folder cannot be written.
@@ -99,7 +101,7 @@ class FeatureCache:
         table = pa.table(
             {
                 "content": pa.array(contents, pa.binary(32)),
-                "vector": pa.FixedSizeListArray.from_arrays(flat, backbone.dim),
+                "vector": pa.FixedSizeListArray.from_arrays(flat, math.prod(feature_shape(backbone))),
             },
         ).replace_schema_metadata(metadata)
         name = hashlib.sha256(b"".join(contents)).hexdigest()[:24]
@@ -137,14 +139,15 @@ def _read(path: Path, backbone: Backbone) -> tuple[list[bytes], NDArray[np.float
     if metadata != {"format_version": _FORMAT_VERSION, "backbone": backbone_key(backbone)}:
         raise ValueError(f"it describes itself as {metadata}")
     vectors = table.column("vector").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return table.column("content").to_pylist(), vectors.reshape(len(table), backbone.dim).astype(np.float32)
+    shape = (len(table), *feature_shape(backbone))
+    return table.column("content").to_pylist(), vectors.reshape(shape).astype(np.float32)
 
 
 class Extracted(NamedTuple):
     """Features of the items that could be read.
 
     Attributes:
-        features: float32 (n_kept, dim).
+        features: float32 (n_kept, dim) or (n_kept, tokens, dim).
         rows: int64 (n_kept,), ascending: which sources they belong to.
         failures: (row, reason) of every other source.
     """
@@ -186,7 +189,7 @@ def extract_features(
             failures[row] = str(error)
 
     if cache is None:
-        features = np.zeros((len(rows), backbone.dim), dtype=np.float32)
+        features = np.zeros((len(rows), *feature_shape(backbone)), dtype=np.float32)
         found = np.zeros(len(rows), dtype=np.bool_)
     else:
         features, found = cache.get(backbone, contents)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cmh_milvus.codes import check_n_bits
+from cmh_milvus.encoders.tokens import ConceptGathering, TokenPooling, is_present, item_vectors
 from cmh_milvus.errors import SettingsError
+
+POOLED = 256  # width that the parts of an item are pooled to
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class HashHeadConfig:
         input_dropout: On the scaled features, while training.
         centroids: Where above 0, an item is described by its memberships of that many centroids in place of its
             scaled features.
+        tokens: Rows of an item's token matrix that the head reads; 0 where it reads the vector of the whole item alone.
+        pooled: Width of the vector that the parts of an item are pooled to, beside the vector of the whole item.
+        concepts: Number of vectors that the parts are gathered to, beside the last hidden layer.
+        concept: Width of each.
     """
 
     in_dim: int
@@ -35,11 +43,25 @@ class HashHeadConfig:
     dropout: float = 0.0
     input_dropout: float = 0.0
     centroids: int = 0
+    tokens: int = 0
+    pooled: int = 0
+    concepts: int = 0
+    concept: int = 0
 
     def __post_init__(self) -> None:
         check_n_bits(self.n_bits)
         if self.in_dim < 1:
             raise SettingsError(f"features of dimension {self.in_dim} cannot be hashed")
+
+    def describe(self) -> dict[str, Any]:
+        """JSON description; what concerns tokens is left out where there are none, as before there were any."""
+        absent = () if self.tokens else ("tokens", "pooled", "concepts", "concept")
+        return {key: value for key, value in asdict(self).items() if key not in absent}
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether features of this shape can be hashed: (n, in_dim), or (n, tokens, in_dim)."""
+        tokens = shape[1:-1]
+        return len(shape) in (2, 3) and shape[-1] == self.in_dim and (not self.tokens or tokens == (self.tokens,))
 
 
 class FeatureScaling(nn.Module):
@@ -63,8 +85,9 @@ class FeatureScaling(nn.Module):
         self.register_buffer("gain", torch.ones(dim))
 
     def fit(self, features: Tensor) -> None:
-        """Take the statistics of train features, float (n, dim)."""
-        n = len(features)
+        """Take the statistics of train features, float (n, dim); of none, it stays as it is."""
+        if (n := len(features)) == 0:
+            return
         sparse = bool((features >= 0).all()) and (features == 0).float().mean().item() > 0.5
         if sparse and bool((features == features.round()).all()):
             document_frequency = (features > 0).sum(dim=0)
@@ -80,10 +103,10 @@ class FeatureScaling(nn.Module):
 
     def _weigh(self, features: Tensor) -> Tensor:
         weighted = features * self.weight
-        return nn.functional.normalize(weighted, dim=1) if self.unit_length else weighted
+        return nn.functional.normalize(weighted, dim=-1) if self.unit_length else weighted
 
     def forward(self, features: Tensor) -> Tensor:
-        """Scaled features, float (n, dim)."""
+        """Scaled features, float (..., dim)."""
         return (self._weigh(features) - self.shift) * self.gain
 
 
@@ -107,9 +130,10 @@ class CentroidMemberships(nn.Module):
 
 
 class HashHead(nn.Module):
-    """Features (n, in_dim) -> code activations (n, n_bits); bit 1 where an activation is >= 0.
+    """Features -> code activations (n, n_bits); bit 1 where an activation is >= 0.
 
-    The relaxed code is the tanh of the activation, which has the same sign.
+    The relaxed code is the tanh of the activation, which has the same sign. Features are vectors (n, in_dim), or token
+    matrices (n, tokens, in_dim); a head whose config has no tokens reads row 0 of those.
     """
 
     def __init__(self, config: HashHeadConfig) -> None:
@@ -118,6 +142,12 @@ class HashHead(nn.Module):
         self.scaling = FeatureScaling(config.in_dim)
         layers: list[nn.Module] = [nn.Dropout(config.input_dropout)]
         width = config.in_dim
+        if config.tokens:
+            self.token_scaling = FeatureScaling(config.in_dim)
+            self.token_dropout = nn.Dropout(config.input_dropout)
+        if config.pooled:
+            self.pooling = TokenPooling(config.tokens - 1, config.in_dim, config.pooled)
+            width += config.pooled
         if config.centroids:
             layers.append(CentroidMemberships(config.centroids, width))
             width = config.centroids
@@ -127,37 +157,78 @@ class HashHead(nn.Module):
                 layers.append(nn.BatchNorm1d(hidden))
             layers += [nn.ReLU(), nn.Dropout(config.dropout)]
             width = hidden
+        if config.concepts:
+            self.gathering = ConceptGathering(config.tokens - 1, config.in_dim, config.concepts, config.concept)
+            width += config.concepts * config.concept
         self.output = nn.Linear(width, config.n_bits)
         self.layers = nn.Sequential(*layers)
 
     @classmethod
     def fitted(
-        cls, features: Tensor, n_bits: int, hidden: tuple[int, ...], dropout: float, input_dropout: float
+        cls,
+        features: Tensor,
+        n_bits: int,
+        hidden: tuple[int, ...],
+        dropout: float,
+        input_dropout: float,
+        concept: int = 0,
     ) -> HashHead:
-        """A new head with batch-normalised hidden layers, its scaling taken from train features (n, in_dim)."""
+        """A new head with batch-normalised hidden layers, its scaling taken from train features.
+
+        Args:
+            features: float32 (n, in_dim) or (n, tokens, in_dim).
+            n_bits: K.
+            hidden: Widths of the hidden layers.
+            dropout: After each.
+            input_dropout: On scaled features.
+            concept: Where above 0, the parts of token matrices are gathered to K vectors of this width, not pooled.
+        """
+        tokens = features.shape[1] if features.ndim == 3 else 0
         head = cls(
             HashHeadConfig(
-                in_dim=features.shape[1],
+                in_dim=features.shape[-1],
                 n_bits=n_bits,
                 hidden=hidden,
                 batch_norm=True,
                 dropout=dropout,
                 input_dropout=input_dropout,
+                tokens=tokens,
+                pooled=POOLED if tokens and not concept else 0,
+                concepts=n_bits if tokens and concept else 0,
+                concept=concept if tokens else 0,
             )
         )
-        head.scaling.fit(features)
+        head.scaling.fit(item_vectors(features))
+        if tokens:
+            parts = features[:, 1:]
+            head.token_scaling.fit(parts[is_present(parts)])
         return head
 
     def hidden(self, features: Tensor) -> Tensor:
-        """What the output layer sees: features (n, in_dim) -> (n, width of the last hidden layer)."""
-        last: Tensor = self.layers(self.scaling(features))
+        """What the output layer sees: features -> (n, width of the last hidden layer, and of concepts)."""
+        seen = self.scaling(item_vectors(features))
+        if not self.config.tokens:
+            return self._last(seen)
+        parts, present = self._parts(features)
+        if self.config.pooled:
+            seen = torch.cat([seen, self.pooling(parts, present)], dim=1)
+        last = self._last(seen)
+        return torch.cat([last, self.gathering(parts, present)], dim=1) if self.config.concepts else last
+
+    def _last(self, seen: Tensor) -> Tensor:
+        last: Tensor = self.layers(seen)
         return last
+
+    def _parts(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled parts (n, tokens - 1, in_dim), and which of them are there (n, tokens - 1)."""
+        parts = features[:, 1:]
+        return self.token_dropout(self.token_scaling(parts)), is_present(parts)
 
     def forward(self, features: Tensor) -> Tensor:
         """Code activations.
 
         Args:
-            features: float32 (n, in_dim), as the backbone gives them.
+            features: float32 (n, in_dim) or (n, tokens, in_dim), as the backbone gives them.
 
         Returns:
             float32 (n, n_bits).
@@ -171,13 +242,14 @@ def relaxed_codes(head: HashHead, features: NDArray[np.float32], batch_size: int
 
     Args:
         head: A hash head, on any device.
-        features: float32 (n, in_dim).
-        batch_size: Rows at a time.
+        features: float32 (n, in_dim) or (n, tokens, in_dim).
+        batch_size: Vectors at a time.
 
     Returns:
         float32 (n, n_bits) in (-1, 1).
     """
     device = next(head.parameters()).device
+    batch_size = max(1, batch_size // max(1, head.config.tokens))
     was_training = head.training
     head.eval()
     with torch.inference_mode():

@@ -13,7 +13,8 @@ optimizers. The trainer (`cmh_milvus.training`) runs::
 
 `steps` is a generator, so a later step of a batch sees the weights that the earlier one moved. `phases` may be a
 generator as well: it is read lazily, so a method can end an inner loop early. A closed-form method sets
-`closed_form` and overrides `fit`. One that can do without the labels it prefers sets `labels_optional`.
+`closed_form` and overrides `fit`; it is given one vector an item. One that can do without the labels it prefers sets
+`labels_optional`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
+from cmh_milvus.encoders.tokens import item_vectors
 from cmh_milvus.errors import SettingsError
+
+SIMILARITIES = ("any", "jaccard", "cosine", "count")  # gradings of `label_similarity`
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class TrainData:
     """The train rows, on the training device.
 
     Attributes:
-        image: float32 (n, image_dim) backbone features.
-        text: float32 (n, text_dim).
+        image: float32 (n, image_dim) backbone features, or token matrices (n, tokens, image_dim).
+        text: float32 (n, text_dim), or (n, tokens, text_dim).
         label_matrix: float32 (n, n_labels) of 0 and 1, or None where the method may not see labels.
     """
 
@@ -81,6 +85,16 @@ class TrainData:
         if self.label_matrix is None:
             raise SettingsError("labels were asked for, but the data have none or the method learns from pairs alone")
         return self.label_matrix
+
+    @property
+    def image_vectors(self) -> Tensor:
+        """float32 (n, image_dim): one vector a picture, also where `image` holds tokens."""
+        return item_vectors(self.image)
+
+    @property
+    def text_vectors(self) -> Tensor:
+        """float32 (n, text_dim): one vector a text."""
+        return item_vectors(self.text)
 
     def rows(self, index: Tensor) -> Batch:
         """The batch of the train rows `index`, int64 (b,)."""
@@ -186,6 +200,46 @@ def one_cycle(progress: float, peak: float, warm_up: float = 0.3) -> float:
     else:
         low, high, position = end, peak, (progress - warm_up) / (1 - warm_up)
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(position, 1.0)))
+
+
+def check_similarity(grading: str) -> None:
+    """A `label_similarity` of this name must exist.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    if grading not in SIMILARITIES:
+        raise SettingsError(f"there is no similarity {grading!r} of labels; choose one of {', '.join(SIMILARITIES)}")
+
+
+def label_similarity(labels: Tensor, others: Tensor, grading: str = "any") -> Tensor:
+    """S: how alike two label sets are, in [0, 1]; 0 where one of them is empty.
+
+    Args:
+        labels: Float (b, n_labels) of 0 and 1.
+        others: Float (n, n_labels) of 0 and 1.
+        grading: "any": 1 where the sets share a label, else 0, the rule of most papers. "jaccard": shared labels over
+            those of either. "cosine": over the root of the product of both numbers of labels. "count": over the
+            smaller number of labels, which is the most that the two could share.
+
+    Returns:
+        Float (b, n).
+
+    Raises:
+        SettingsError: There is no such grading.
+    """
+    check_similarity(grading)
+    shared = labels @ others.T  # (b, n)
+    if grading == "any":
+        return shared.clamp_(max=1)
+    one, other = labels.sum(dim=1)[:, None], others.sum(dim=1)[None, :]
+    if grading == "jaccard":
+        possible = one + other - shared
+    elif grading == "cosine":
+        possible = (one * other).sqrt()
+    else:
+        possible = torch.minimum(one, other)
+    return shared.div_(possible.clamp_(min=1))
 
 
 def nearest_rows(unit: Tensor, k: int, block: int = 1024) -> tuple[Tensor, Tensor]:

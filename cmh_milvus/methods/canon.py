@@ -114,7 +114,10 @@ class Canon(Method):
         shape = (config.hidden,), config.dropout, config.input_dropout
         self.image_head = HashHead.fitted(train.image, n_bits, *shape)
         self.text_head = HashHead.fitted(train.text, n_bits, *shape)
-        image, text = self.image_head.scaling(train.image).double(), self.text_head.scaling(train.text).double()
+        image, text = (
+            self.image_head.scaling(train.image_vectors).double(),
+            self.text_head.scaling(train.text_vectors).double(),
+        )
         codes = teacher_codes(shared_rows(image, text, config), n_bits, config.iterations)
         self.register_buffer("target_codes", codes)
 

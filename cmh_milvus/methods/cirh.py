@@ -197,8 +197,8 @@ class CIRH(Method):
         shape = (config.hidden,), config.dropout, config.input_dropout
         self.image_head = HashHead.fitted(train.image, n_bits, *shape)
         self.text_head = HashHead.fitted(train.text, n_bits, *shape)
-        self.teacher = Teacher(train.image.shape[1], train.text.shape[1], config.width, n_bits)
-        unit = joint_features(train.image, train.text, config.a1)
+        self.teacher = Teacher(train.image_vectors.shape[1], train.text_vectors.shape[1], config.width, n_bits)
+        unit = joint_features(train.image_vectors, train.text_vectors, config.a1)
         self.register_buffer("neighbours", nearest_rows(unit, len(SMOOTHING))[1], persistent=False)
         self.register_buffer("thresholds", row_thresholds(unit, config.kept), persistent=False)
         self.register_buffer("code_buffer", torch.ones(len(train), n_bits, device=train.image.device))
@@ -228,14 +228,14 @@ class CIRH(Method):
     def steps(self, batch: Batch, phase: str) -> Iterator[Step]:
         """One update of the teacher on L1, or of the students on L2."""
         config = self.config
-        unit = joint_features(batch.image, batch.text, config.a1)
+        unit = joint_features(batch.image_vectors, batch.text_vectors, config.a1)
         similarity = similarity_block(unit, self.thresholds[batch.index], config.a2)
         if phase == "students":
             image_code, text_code = torch.tanh(self.image_head(batch.image)), torch.tanh(self.text_head(batch.text))
             code = self.code_buffer[batch.index]
             yield Step("students", student_loss(image_code, text_code, code, similarity, config.dw))
             return
-        image, text = self.image_head.scaling(batch.image), self.text_head.scaling(batch.text)
+        image, text = self.image_head.scaling(batch.image_vectors), self.text_head.scaling(batch.text_vectors)
         h_image, h_text, h = self.teacher(*self.smoothed(batch), similarity)
         self.code_buffer[batch.index] = signs(h)
         recon = F.mse_loss(self.teacher.image_decoder(h), image) + F.mse_loss(self.teacher.text_decoder(h), text)
@@ -246,7 +246,8 @@ class CIRH(Method):
     def smoothed(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The batch's scaled features, averaged with their neighbours': (b, d_x), (b, d_y)."""
         rows = self.neighbours[batch.index]  # (b, 3), the item itself first unless it has a twin
-        sides = ((self.image_head.scaling, self.train_data.image), (self.text_head.scaling, self.train_data.text))
+        data = self.train_data
+        sides = ((self.image_head.scaling, data.image_vectors), (self.text_head.scaling, data.text_vectors))
         image, text = (
             torch.stack(
                 [w * scaling(x[rows[:, j]]) for j, w in zip(range(rows.shape[1]), SMOOTHING, strict=False)]

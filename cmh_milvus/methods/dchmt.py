@@ -35,8 +35,16 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle
-from cmh_milvus.methods.dcmh import label_similarity
+from cmh_milvus.methods.base import (
+    Batch,
+    Citation,
+    Method,
+    Step,
+    TrainData,
+    check_similarity,
+    label_similarity,
+    one_cycle,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class DchmtConfig:
         input_dropout: On the scaled features.
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Of AdamW [.2].
+        similarity: Grading of S, a name of `methods.base.label_similarity`; the paper's is "any".
         batch_size: Pairs a batch.
         epochs: Passes over the train rows [100].
     """
@@ -60,8 +69,12 @@ class DchmtConfig:
     input_dropout: float = 0.2
     learning_rate: float = 1e-2
     weight_decay: float = 0.01
+    similarity: str = "any"
     batch_size: int = 256
     epochs: int = 40
+
+    def __post_init__(self) -> None:
+        check_similarity(self.similarity)
 
 
 def select(activations: Tensor) -> Tensor:
@@ -124,7 +137,7 @@ class DCHMT(Method):
     def steps(self, batch: Batch, phase: str) -> Iterator[Step]:
         """One joint update on eq. 4."""
         image_code, text_code = select(self.image_head(batch.image)), select(self.text_head(batch.text))
-        similarity = label_similarity(batch.labels, batch.labels)
+        similarity = label_similarity(batch.labels, batch.labels, self.config.similarity)
         yield Step(
             "heads",
             {

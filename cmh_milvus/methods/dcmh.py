@@ -43,7 +43,7 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData
+from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, check_similarity, label_similarity
 
 BLOCK = 2048  # train rows at a time in the likelihood
 
@@ -59,6 +59,7 @@ class DcmhConfig:
         dropout: On the hidden layer [0].
         input_dropout: On the scaled features [0].
         learning_rate: At the start; it falls linearly to a thirtieth [10^-1.5 to 10^-6].
+        similarity: Grading of S, a name of `methods.base.label_similarity`; the paper's is "any".
         batch_size: Pairs a batch.
         epochs: Image and text passes [500].
     """
@@ -69,13 +70,12 @@ class DcmhConfig:
     dropout: float = 0.5
     input_dropout: float = 0.2
     learning_rate: float = 3e-3
+    similarity: str = "any"
     batch_size: int = 128
     epochs: int = 60
 
-
-def label_similarity(labels: Tensor, others: Tensor) -> Tensor:
-    """S: 1.0 where two rows share a label, else 0.0; (b, n_labels), (n, n_labels) -> (b, n)."""
-    return (labels @ others.T).clamp_(max=1)
+    def __post_init__(self) -> None:
+        check_similarity(self.similarity)
 
 
 class NegativeLogLikelihood(torch.autograd.Function):
@@ -86,11 +86,13 @@ class NegativeLogLikelihood(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor, grading: str
+    ) -> Tensor:
         """sum_ij ( log(1 + e^Theta_ij) - S_ij Theta_ij )."""
         value, direction, half = activations.new_zeros(()), torch.zeros_like(activations), 0.5 * activations
         for G, block_labels in zip(torch.split(buffer, BLOCK), torch.split(all_labels, BLOCK), strict=True):
-            similarity = label_similarity(labels, block_labels)  # (b, BLOCK)
+            similarity = label_similarity(labels, block_labels, grading)  # (b, BLOCK)
             theta = half @ G.T  # (b, BLOCK)
             value += F.softplus(theta).sum() - torch.dot(theta.flatten(), similarity.flatten())
             direction.addmm_(theta.sigmoid_().sub_(similarity), G)
@@ -98,13 +100,15 @@ class NegativeLogLikelihood(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Eq. 3, times the gradient that comes in."""
         (direction,) = ctx.saved_tensors
-        return 0.5 * gradients[0] * direction, None, None, None
+        return 0.5 * gradients[0] * direction, None, None, None, None
 
 
-def negative_log_likelihood(activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
+def negative_log_likelihood(
+    activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor, grading: str = "any"
+) -> Tensor:
     """Likelihood term of J.
 
     Args:
@@ -112,11 +116,12 @@ def negative_log_likelihood(activations: Tensor, buffer: Tensor, labels: Tensor,
         buffer: (n, K), fixed.
         labels: (b, n_labels), of the batch.
         all_labels: (n, n_labels), of all train rows.
+        grading: Of S, as `label_similarity` takes it; a graded S_ij is the chance that i and j are alike.
 
     Returns:
         Scalar sum over b n pairs.
     """
-    value: Tensor = NegativeLogLikelihood.apply(activations, buffer, labels, all_labels)  # type: ignore[no-untyped-call]
+    value: Tensor = NegativeLogLikelihood.apply(activations, buffer, labels, all_labels, grading)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -189,7 +194,9 @@ class DCMH(Method):
         own[batch.index] = activations.detach()
         rest = own.sum(dim=0) - activations.detach().sum(dim=0)
         scale = 1 / (len(batch) * len(own))
-        likelihood = negative_log_likelihood(activations, other, batch.labels, self.train_labels)
+        likelihood = negative_log_likelihood(
+            activations, other, batch.labels, self.train_labels, self.config.similarity
+        )
         quantised = quantization(activations, self.code_buffer[batch.index])
         balanced = bit_balance(activations, rest)
         yield Step(

@@ -147,7 +147,7 @@ class DGCPN(Method):
         self.image_head = HashHead.fitted(train.image, n_bits, *shape)
         self.text_head = HashHead.fitted(train.text, n_bits, *shape)
         k = max(1, min(round(config.neighbours * len(train)), config.max_neighbours, len(train) - 1))
-        weights, neighbours = nearest_rows(joint_features(train.image, train.text, config.a1), k + 1)
+        weights, neighbours = nearest_rows(joint_features(train.image_vectors, train.text_vectors, config.a1), k + 1)
         itself = neighbours == torch.arange(len(train), device=neighbours.device)[:, None]
         self.register_buffer("neighbours", neighbours, persistent=False)
         self.register_buffer("weights", weights.clamp(min=0).masked_fill(itself, 0.0), persistent=False)
@@ -167,7 +167,7 @@ class DGCPN(Method):
     def target(self, batch: Batch) -> Tensor:
         """S of the batch."""
         config = self.config
-        features = joint_features(batch.image, batch.text, config.a1)
+        features = joint_features(batch.image_vectors, batch.text_vectors, config.a1)
         rows = transition(self.neighbours[batch.index], self.weights[batch.index], len(self.weights))
         scale = config.scale * self.neighbours.shape[1]
         return target_similarity(features @ features.T, rows @ rows.T, config.a2, scale)

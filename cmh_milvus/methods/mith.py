@@ -20,10 +20,15 @@ I^g, I^l ...  image_whole, image_local, text_whole ...  (n, K)   all train rows'
 B             code_buffer                               (n, K)   -1, +1
 
 Departures (authors' code in brackets):
-- The methods of this package see one vector an item. z and the K concepts t_k are parts of one hidden layer with batch
-  normalisation on it [two residual blocks shared by both modalities on CLIP's class token; concepts gathered from
-  CLIP's tokens by their scores, then two transformer layers]. So the interaction of tokens is not reproduced; the
-  losses, the two codes, distillation and contrast at both grains are.
+- z is a hidden layer with batch normalisation on the vector of the whole item [two residual blocks shared by both
+  modalities, on CLIP's class token].
+- Where features are token matrices, the concepts are gathered as in the paper: a token goes to those of its 8 best
+  concepts whose score is positive, a concept averages its tokens by the softmax of their scores, and two transformer
+  layers over the K concepts with sinusoidal places follow (`encoders.tokens.ConceptGathering`). The scores are a linear
+  layer's, learned [those of the global code's W, without gradient]; width 64 and four heads [512, eight]; tokens know
+  their position by a learned vector [CLIP's know it].
+- Where features are one vector an item, the K concepts t_k are the rest of that hidden layer: then the interaction of
+  tokens is not reproduced; the losses, the two codes, distillation and contrast at both grains are.
 - tanh is odd and rising, so sign(h^g + h^l) is the sign of the sum of the two activations: one hash head, whose output
   layer is W beside a block-diagonal part of the w_k.
 - Weights, epochs, rate and widths are set for features: the paper's contrast of 50 drowns the labels there, and its
@@ -42,7 +47,8 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle
+from cmh_milvus.errors import SettingsError
+from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, check_similarity, one_cycle
 from cmh_milvus.methods.dcmh import negative_log_likelihood
 
 
@@ -59,11 +65,13 @@ class MithConfig:
         distillation: Weight of J5 [1].
         temperature: Of both contrasts.
         hidden: Width W of z [512].
-        concept: Width c of a concept [512].
+        concept: Width c of a concept where both modalities have one vector an item.
+        token_concept: Width c of a concept where one has tokens, a multiple of 16 [512].
         dropout: On the hidden layer.
         input_dropout: On the scaled features.
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Of AdamW.
+        similarity: Grading of S, a name of `methods.base.label_similarity`; the paper's is "any".
         batch_size: Pairs a batch.
         epochs: Passes over the train rows.
     """
@@ -77,12 +85,19 @@ class MithConfig:
     temperature: float = 0.07
     hidden: int = 512
     concept: int = 8
+    token_concept: int = 64
     dropout: float = 0.5
     input_dropout: float = 0.2
     learning_rate: float = 5e-3
     weight_decay: float = 0.01
+    similarity: str = "any"
     batch_size: int = 128
     epochs: int = 30
+
+    def __post_init__(self) -> None:
+        check_similarity(self.similarity)
+        if self.token_concept < 16 or self.token_concept % 16:
+            raise SettingsError(f"token_concept is a multiple of 16, got {self.token_concept}")
 
 
 @dataclass(frozen=True)
@@ -96,11 +111,11 @@ class Parts:
 
 
 def split_head(head: HashHead, features: Tensor, width: int) -> Parts:
-    """Eq. 1: features (b, in_dim) -> the two codes and what they are read off.
+    """Eq. 1: features -> the two codes and what they are read off.
 
     Args:
-        head: Its last hidden layer is z, of `width` units, beside the K concepts.
-        features: float32 (b, in_dim).
+        head: What its output layer sees is z, of `width` units, beside the K concepts.
+        features: float32 (b, in_dim) or (b, tokens, in_dim).
         width: W.
     """
     hidden = head.hidden(features)
@@ -111,15 +126,22 @@ def split_head(head: HashHead, features: Tensor, width: int) -> Parts:
     return Parts(vector, concepts.reshape(len(hidden), len(weight), -1), whole, local)
 
 
+def concept_head(features: Tensor, n_bits: int, concept: int, config: MithConfig) -> HashHead:
+    """A hash head for train features whose output layer sees z and then K concepts of width `concept`."""
+    rest = 0 if features.ndim == 3 else n_bits * concept  # the concepts are part of the hidden layer, or gathered
+    dropouts = config.dropout, config.input_dropout
+    return HashHead.fitted(features, n_bits, (config.hidden + rest,), *dropouts, concept=concept)
+
+
 def output_mask(n_bits: int, width: int, concept: int) -> Tensor:
     """Which weights of the output layer exist: bit k reads all of z and the concept t_k, (K, W + K c) of 0 and 1."""
     own = torch.eye(n_bits).repeat_interleave(concept, dim=1)
     return torch.cat([torch.ones(n_bits, width), own], dim=1)
 
 
-def likelihood(buffer: Tensor, codes: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
-    """N: (n, K) fixed, (b, K) with gradient, the labels of the batch and of all train rows -> scalar."""
-    return negative_log_likelihood(codes, buffer, labels, all_labels) / (len(codes) * len(buffer))
+def likelihood(buffer: Tensor, codes: Tensor, labels: Tensor, all_labels: Tensor, similarity: str = "any") -> Tensor:
+    """N: (n, K) fixed, (b, K) with gradient, the labels of the batch and of all train rows, S's grading -> scalar."""
+    return negative_log_likelihood(codes, buffer, labels, all_labels, similarity) / (len(codes) * len(buffer))
 
 
 def quantization(parts: Parts, signs: Tensor) -> Tensor:
@@ -168,10 +190,10 @@ class MITH(Method):
     def __init__(self, train: TrainData, n_bits: int, config: MithConfig) -> None:
         super().__init__(train, n_bits, config)
         device = train.image.device
-        shape = (config.hidden + n_bits * config.concept,), config.dropout, config.input_dropout
-        self.image_head = HashHead.fitted(train.image, n_bits, *shape)
-        self.text_head = HashHead.fitted(train.text, n_bits, *shape)
-        self.register_buffer("output_mask", output_mask(n_bits, config.hidden, config.concept), persistent=False)
+        concept = config.token_concept if 3 in (train.image.ndim, train.text.ndim) else config.concept
+        self.image_head = concept_head(train.image, n_bits, concept, config)
+        self.text_head = concept_head(train.text, n_bits, concept, config)
+        self.register_buffer("output_mask", output_mask(n_bits, config.hidden, concept), persistent=False)
         for head in (self.image_head, self.text_head):
             head.output.bias.requires_grad_(False).zero_()
             with torch.no_grad():
@@ -207,7 +229,7 @@ class MITH(Method):
             (self.text_local, text.local),
         ):
             buffer[batch.index] = codes.detach()
-        labels = batch.labels, self.train_labels
+        labels = batch.labels, self.train_labels, config.similarity
         signs = self.code_buffer[batch.index]
         local = likelihood(self.image_local, image.local, *labels) + likelihood(self.text_local, text.local, *labels)
         whole = likelihood(self.image_whole, text.whole, *labels) + likelihood(self.text_whole, image.whole, *labels)

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData
+from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, check_similarity
 from cmh_milvus.methods.dcmh import negative_log_likelihood
 
 
@@ -68,6 +68,7 @@ class SsahConfig:
         label_passes: Most passes of the label net an epoch [10, then 5].
         modality_passes: Most passes of the image and the text net an epoch [15, then 7, then 5].
         learning_rate: Of every optimizer at the start; falls linearly to a thirtieth.
+        similarity: Grading of S, a name of `methods.base.label_similarity`; the paper's is "any".
         batch_size: Pairs a batch.
         epochs: Rounds of all nets [500 at most].
     """
@@ -83,13 +84,19 @@ class SsahConfig:
     label_passes: int = 2
     modality_passes: int = 3
     learning_rate: float = 3e-3
+    similarity: str = "any"
     batch_size: int = 128
     epochs: int = 10
 
+    def __post_init__(self) -> None:
+        check_similarity(self.similarity)
 
-def pairwise_likelihood(batch: Tensor, label_net: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
-    """Eq. 1 or 2 as a mean over pairs: (b, d) with gradient, (n, d) fixed, and the labels of both -> scalar."""
-    return negative_log_likelihood(batch, label_net, labels, all_labels) / (len(batch) * len(label_net))
+
+def pairwise_likelihood(
+    batch: Tensor, label_net: Tensor, labels: Tensor, all_labels: Tensor, similarity: str = "any"
+) -> Tensor:
+    """Eq. 1 or 2 as a mean over pairs: (b, d) with gradient, (n, d) fixed, both's labels, S's grading -> scalar."""
+    return negative_log_likelihood(batch, label_net, labels, all_labels, similarity) / (len(batch) * len(label_net))
 
 
 def quantization(codes: Tensor, signs: Tensor) -> Tensor:
@@ -229,10 +236,10 @@ class SSAH(Method):
             codes, logits = torch.tanh(head.output(features)), reader(features)
             terms = {"deception": self.config.delta * deception(judge(features))}
         stored[batch.index] = codes.detach()
-        labels = batch.labels, self.train_labels
+        pairs = batch.labels, self.train_labels, self.config.similarity
         terms |= {
-            "features": self.config.alpha * pairwise_likelihood(features, self.label_features, *labels),
-            "codes": self.config.gamma * pairwise_likelihood(codes, self.label_codes, *labels),
+            "features": self.config.alpha * pairwise_likelihood(features, self.label_features, *pairs),
+            "codes": self.config.gamma * pairwise_likelihood(codes, self.label_codes, *pairs),
             "quantization": self.config.beta * quantization(codes, self.code_buffer[batch.index]),
             "labels": self.config.eta * label_prediction(logits, batch.labels),
         }

@@ -145,7 +145,7 @@ class UGACH(Method):
         )
         nearest = [
             nearest_rows(F.normalize(own.scaling(features), dim=1), config.neighbours)[1]
-            for own, features in ((self.image_head, train.image), (self.text_head, train.text))
+            for own, features in ((self.image_head, train.image_vectors), (self.text_head, train.text_vectors))
         ]
         self.register_buffer("neighbours", torch.cat(nearest, dim=1), persistent=False)
 

@@ -86,6 +86,12 @@ NAN = np.full((10, 4), np.nan)
         ({"image": None}, "no array 'image'; it has database, ids"),
         ({"image": np.ones(10)}, r"'image' .* shape \(n, dim\)"),
         ({"image": np.ones((10, 0))}, r"'image' .* shape"),
+        ({"image": np.ones((10, 1, 4))}, r"'image' .* 2 tokens or more, got .*\(10, 1, 4\)"),
+        ({"image": np.ones((10, 2, 2, 4))}, r"'image' .* shape"),
+        (
+            {"image": np.where(np.arange(80).reshape(10, 2, 4) == 25, np.nan, 1.0)},
+            "'image' .* NaN or infinity in row 3",
+        ),
         ({"image": np.array([["a"] * 4] * 10)}, "must be numbers"),
         ({"image": NAN}, "NaN or infinity in row 0"),
         ({"text": np.ones((9, 4))}, "10 rows of 'image' but 9 of 'text'"),
@@ -126,3 +132,10 @@ def test_bad_files(tmp_path):
     path.write_bytes(good[:300] + b"\0" * 40 + good[340:])
     with pytest.raises(DataError, match="damaged"):
         load_features(path)
+
+
+def test_tokens(tmp_path):
+    matrices = np.random.default_rng(1).normal(size=(10, 3, 4))
+    data = load_features(save(tmp_path, image=matrices))
+    np.testing.assert_array_equal(data.image, matrices.astype(np.float32))
+    assert data.text.shape == (10, 3)

