@@ -54,8 +54,9 @@ def test_estimated_likelihood_is_unbiased_and_its_gradient_exact():
     ]
     assert len({value.item() for value in estimates}) == 3
     torch.testing.assert_close(torch.stack(estimates).mean(), whole)
+    (expected,) = gradient(whole, codes)
     for value in estimates:
-        torch.testing.assert_close(gradient(value, codes), gradient(whole, codes))
+        torch.testing.assert_close(gradient(value, codes)[0], expected)
 
 
 def test_likelihood_and_its_gradient_equal_the_loops(case):
