@@ -49,7 +49,7 @@ from torch.optim import AdamW, Optimizer
 from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.errors import SettingsError
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, check_similarity, one_cycle
-from cmh_milvus.methods.dcmh import negative_log_likelihood
+from cmh_milvus.methods.dcmh import COUNTED, negative_log_likelihood
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,12 @@ def output_mask(n_bits: int, width: int, concept: int) -> Tensor:
 
 
 def likelihood(buffer: Tensor, codes: Tensor, labels: Tensor, all_labels: Tensor, similarity: str = "any") -> Tensor:
-    """N: (n, K) fixed, (b, K) with gradient, the labels of the batch and of all train rows, S's grading -> scalar."""
-    return negative_log_likelihood(codes, buffer, labels, all_labels, similarity) / (len(codes) * len(buffer))
+    """N: (n, K) fixed, (b, K) with gradient, the labels of the batch and of all train rows, S's grading -> scalar.
+
+    Its value is estimated from `COUNTED` rows of the batch.
+    """
+    scale = 1 / (len(codes) * len(buffer))
+    return scale * negative_log_likelihood(codes, buffer, labels, all_labels, similarity, COUNTED)
 
 
 def quantization(parts: Parts, signs: Tensor) -> Tensor:
