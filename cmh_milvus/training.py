@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
 import pickle
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ from cmh_milvus.ranking import distance_table, own_pair_ranks
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
+MIN_VALIDATION = 4  # fewer validation rows choose nothing
 SCORE_NOISE = 0.01  # scores this close are equal, with a few hundred validation rows; the longer training is kept
 COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows is reported
 
@@ -143,8 +145,11 @@ class _Run:
         self.data, self.settings, self.method_class, self.config = data, settings, method_class, config
         self.checkpoint, self.progress = checkpoint, progress
         self.device = resolve_device(settings.device)
-        self.history: list[dict[str, float]] = []
+        self.epochs = method_class.epochs(config, len(data.split.train))
+        self.ended: list[_Selected] = []
+        self.tried: list[dict[str, Any]] = []
         self.chosen_epoch = 0
+        self.history: list[dict[str, float]] = []
         self.identity = self._identity()
 
     def _identity(self) -> str:
@@ -158,7 +163,8 @@ class _Run:
 
     def _train_data(self, rows: NDArray[np.int64]) -> TrainData:
         labels = None
-        if self.method_class.supervision == "labels" and self.data.labels is not None:
+        if self._has_labels:
+            assert self.data.labels is not None
             labels = torch.from_numpy(self.data.labels[rows].astype(np.float32)).to(self.device)
         image, text = self.data.image, self.data.text
         if self.method_class.closed_form:
@@ -172,6 +178,26 @@ class _Run:
         train_data = self._train_data(rows)
         return self.method_class(train_data, self.settings.n_bits, self.config).to(self.device), train_data
 
+    def _alternatives(self) -> list[Any]:
+        """The configs among which the validation rows choose: one for each value of what is left open, or just one."""
+        left_open = self._left_open()
+        return [
+            dataclasses.replace(self.config, **dict(zip(left_open, values, strict=True)))
+            for values in itertools.product(*left_open.values())
+        ]
+
+    def _left_open(self) -> dict[str, Sequence[Any]]:
+        """Settings that the method leaves to the validation rows, and the user too."""
+        if len(self.data.split.validation) < MIN_VALIDATION:
+            return {}
+        given = self.settings.method_settings
+        return {name: v for name, v in self.method_class.left_open(self._has_labels).items() if name not in given}
+
+    @property
+    def _has_labels(self) -> bool:
+        """The method sees labels."""
+        return self.method_class.supervision == "labels" and self.data.labels is not None
+
     def fit_closed_form(self) -> tuple[HashHead, HashHead]:
         rows = np.sort(np.concatenate([self.data.split.train, self.data.split.validation]))
         with torch.random.fork_rng():
@@ -180,17 +206,44 @@ class _Run:
         return method.image_head, method.text_head
 
     def fit_epochs(self) -> tuple[HashHead, HashHead]:
-        split, epochs = self.data.split, self.config.epochs
+        split = self.data.split
+        alternatives = self._alternatives()
+        if (content := self._checkpoint()) is not None:
+            self.ended = [_Selected(**selected) for selected in content["ended"]]
         with torch.random.fork_rng():
-            method = self._epochs("select", split.train, epochs, validate=len(split.validation) >= 4)
+            for stage, self.config in enumerate(alternatives):
+                if stage >= len(self.ended):  # else a checkpoint has it
+                    self.ended.append(self._select(stage, len(alternatives)))
+            best = max(range(len(alternatives)), key=lambda stage: self.ended[stage].score)
+            self.config, chosen = alternatives[best], self.ended[best]
+            self.chosen_epoch, self.history = chosen.epoch, chosen.history
+            self.tried = [
+                {name: getattr(config, name) for name in self._left_open()} | {"score": one.score}
+                for config, one in zip(alternatives, self.ended, strict=True)
+            ]
             if self.settings.refit and len(split.validation):
                 rows = np.sort(np.concatenate([split.train, split.validation]))
-                method = self._epochs("refit", rows, self.chosen_epoch, validate=False)
+                method, _ = self._epochs(len(alternatives), "refit", rows, self.chosen_epoch, validate=False)
+            else:
+                method, _ = self._make(split.train)
+                method.load_state_dict(chosen.weights)
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
         return method.image_head, method.text_head
 
-    def _epochs(self, stage: str, rows: NDArray[np.int64], epochs: int, *, validate: bool) -> Method:
+    def _select(self, stage: int, stages: int) -> _Selected:
+        """Train on the train rows; the epoch that is best on the validation rows."""
+        split = self.data.split
+        note = "select" if stages == 1 else f"select {stage + 1}/{stages}"
+        method, state = self._epochs(
+            stage, note, split.train, self.epochs, validate=len(split.validation) >= MIN_VALIDATION
+        )
+        weights = {key: value.detach().cpu().clone() for key, value in method.state_dict().items()}
+        return _Selected(state.best_score, state.best_epoch or state.epoch, weights, state.history)
+
+    def _epochs(
+        self, stage: int, note: str, rows: NDArray[np.int64], epochs: int, *, validate: bool
+    ) -> tuple[Method, _StageState]:
         """Train on `rows` for `epochs` at most; the weights of the best epoch on the validation rows, or the last.
 
         Best is the last epoch whose score comes within `SCORE_NOISE` of the highest so far.
@@ -217,19 +270,16 @@ class _Run:
                     state.best_weights = {
                         key: value.detach().cpu().clone() for key, value in method.state_dict().items()
                     }
-            if stage == "select":
-                self.history.append(entry)
+            state.history.append(entry)
             if self.progress is not None:
                 shown = ", ".join(f"{key} {value:.3f}" for key, value in entry.items() if key != "epoch")
-                self.progress(epoch + 1, epochs, f"{stage}: {shown}")
+                self.progress(epoch + 1, epochs, f"{note}: {shown}")
             if (epoch + 1) % self.settings.validate_every == 0 or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self._save(stage, method, optimizers, shuffle, state)
                 saved = time.monotonic()
         if state.best_weights is not None:
             method.load_state_dict(state.best_weights)
-        if stage == "select":
-            self.chosen_epoch = state.best_epoch or state.epoch
-        return method
+        return method, state
 
     def _epoch(
         self,
@@ -265,8 +315,8 @@ class _Run:
     def _validate(self, method: Method) -> dict[str, float]:
         """Score of the validation rows; half of them query, the other half joins the train rows as database.
 
-        With labels: the mean over both directions of MAP@all and NDCG@10 (label overlap), so that neither the wrong
-        neighbours nor a collapse wins. Without: own-pair recall@10 over all these rows.
+        With labels: the mean over both directions of MAP@all, NDCG@10 (label overlap) and own-pair recall@10 over all
+        these rows, so that neither the wrong neighbours nor a collapse wins. Without: that recall alone.
         """
         split, data = self.data.split, self.data
         half = len(split.validation) // 2
@@ -276,10 +326,11 @@ class _Run:
         heads = {"image": (method.image_head, data.image), "text": (method.text_head, data.text)}
         codes = {name: pack(binarize(relaxed_codes(head, x[everything]))) for name, (head, x) in heads.items()}
         result = {"distinct": metrics.distinct_share(codes["image"])}
-        supervised = self.method_class.supervision == "labels" and data.labels is not None
         scores = []
         for one, other in (("image", "text"), ("text", "image")):
-            if supervised:
+            closer, tied = own_pair_ranks(codes[one][:half], codes[other], np.arange(half))
+            scores.append(float(metrics.own_pair_recall_at_k(closer, tied, 10).mean()))
+            if self._has_labels:
                 assert data.labels is not None
                 labels = data.labels
                 table = distance_table(
@@ -289,14 +340,11 @@ class _Run:
                     metrics.mean_average_precision(table),
                     metrics.mean_over_queries(metrics.ndcg_at_k(table, 10)),
                 ]
-            else:
-                closer, tied = own_pair_ranks(codes[one][:half], codes[other], np.arange(half))
-                scores.append(float(metrics.own_pair_recall_at_k(closer, tied, 10).mean()))
         return result | {"score": float(np.mean(scores))}
 
     def _save(
         self,
-        stage: str,
+        stage: int,
         method: Method,
         optimizers: Mapping[str, torch.optim.Optimizer],
         shuffle: torch.Generator,
@@ -315,8 +363,7 @@ class _Run:
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             "state": dataclasses.asdict(state),
-            "history": self.history,
-            "chosen_epoch": self.chosen_epoch,
+            "ended": [vars(selected) for selected in self.ended],
         }
         partial = self.checkpoint.with_name(f"{self.checkpoint.name}.partial")
         torch.save(content, partial)
@@ -324,29 +371,15 @@ class _Run:
 
     def _resume(
         self,
-        stage: str,
+        stage: int,
         method: Method,
         optimizers: Mapping[str, torch.optim.Optimizer],
         shuffle: torch.Generator,
         state: _StageState,
     ) -> None:
-        """Go on from the checkpoint, if there is one of this run and stage."""
-        if self.checkpoint is None or not self.checkpoint.exists():
-            return
-        try:
-            content = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise SettingsError(f"{self.checkpoint} is no checkpoint, or a damaged one: remove it") from error
-        if content.get("format") != CHECKPOINT_FORMAT or content["identity"] != self.identity:
-            raise SettingsError(
-                f"{self.checkpoint} belongs to a run with other data or settings: remove it, "
-                "or repeat that run's options"
-            )
-        if content["stage"] == "select" and stage == "refit":
-            return  # written by the selection that has just ended
-        self.history, self.chosen_epoch = content["history"], content["chosen_epoch"]
-        if content["stage"] == "refit" and stage == "select":
-            state.epoch, state.best_epoch = self.config.epochs, self.chosen_epoch
+        """Go on from the checkpoint, if there is one of this stage."""
+        content = self._checkpoint()
+        if content is None or content["stage"] != stage:
             return
         method.load_state_dict(content["method"])
         for name, optimizer in optimizers.items():
@@ -357,6 +390,25 @@ class _Run:
             torch.cuda.set_rng_state_all([value.cpu() for value in content["cuda_random"]])
         for key, value in content["state"].items():
             setattr(state, key, value)
+
+    def _checkpoint(self) -> dict[str, Any] | None:
+        """The content of the checkpoint, if there is one.
+
+        Raises:
+            SettingsError: It is damaged, or of another run.
+        """
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        try:
+            content: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise SettingsError(f"{self.checkpoint} is no checkpoint, or a damaged one: remove it") from error
+        if content.get("format") != CHECKPOINT_FORMAT or content["identity"] != self.identity:
+            raise SettingsError(
+                f"{self.checkpoint} belongs to a run with other data or settings: remove it, "
+                "or repeat that run's options"
+            )
+        return content
 
     def record(self, seconds: float) -> dict[str, Any]:
         """The training record, ready for JSON."""
@@ -374,6 +426,7 @@ class _Run:
             "seed": self.settings.seed,
             "refit_on_validation": bool(self.settings.refit and len(self.data.split.validation)),
             "chosen_epoch": self.chosen_epoch,
+            "tried": self.tried,
             "history": self.history,
             "data": {
                 "name": self.data.name,
@@ -393,6 +446,16 @@ class _Run:
         }
 
 
+@dataclass(frozen=True)
+class _Selected:
+    """What a training on the train rows came to; goes into the checkpoint."""
+
+    score: float
+    epoch: int
+    weights: dict[str, torch.Tensor]
+    history: list[dict[str, float]]
+
+
 @dataclass
 class _StageState:
     """Where a stage stands; all of it goes into the checkpoint."""
@@ -402,3 +465,4 @@ class _StageState:
     best_epoch: int = 0
     looks_without_gain: int = 0
     best_weights: dict[str, torch.Tensor] | None = None
+    history: list[dict[str, float]] = field(default_factory=list)

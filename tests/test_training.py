@@ -15,7 +15,8 @@ from cmh_milvus.errors import DataError, SettingsError
 from cmh_milvus.methods.duet import Duet
 from cmh_milvus.training import TrainingSettings, relaxed_codes, train
 
-QUICK = {"epochs": 6, "hidden": 32, "batch_size": 64}
+OPEN = {"epochs": 6, "hidden": 32, "batch_size": 64}  # the validation rows choose the rest
+QUICK = OPEN | {"pair_weight": 0.3}
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_equal_seeds_give_equal_weights_and_leave_the_global_random_state_alone(
 
 @pytest.mark.parametrize("method", ["duet", "ugach"])
 def test_resumed_run_gives_exactly_the_unbroken_runs_weights(data, tmp_path, method):
-    quick = QUICK if method == "duet" else QUICK | {"pretraining": 1}
+    quick = QUICK if method == "duet" else OPEN | {"pretraining": 1}
     chosen = settings(method=method, method_settings=quick)
     unbroken = train(data, chosen)
     checkpoint = tmp_path / "deep" / "run.pt"
@@ -159,7 +160,7 @@ def test_query_rows_change_nothing(data):
 
 def test_labels_change_nothing_for_methods_of_pairs(data):
     flipped = dataclasses.replace(data, labels=~data.labels)
-    quick = {"method": "ucch", "method_settings": QUICK | {"negatives": 32}}
+    quick = {"method": "ucch", "method_settings": OPEN | {"negatives": 32}}
     clean, other = (train(which, settings(**quick)) for which in (data, flipped))
     assert same(clean, other)
     assert clean.record["history"] == other.record["history"]
@@ -196,6 +197,49 @@ def test_refit_trains_afresh_on_train_and_validation_rows(data, monkeypatch):
     assert sizes == [300, 360]
     assert trained.record["chosen_epoch"] == 2
     assert trained.record["refit_on_validation"]
+
+
+def test_validation_rows_choose_what_the_method_leaves_open(data, monkeypatch):
+    values = Duet.left_open(has_labels=True)["pair_weight"]
+    scores = iter([0.1, 0.9, 0.2])
+    monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
+    monkeypatch.setattr(Duet, "left_open", classmethod(lambda cls, has_labels: {"pair_weight": values[:3]}))
+    trained = train(data, settings(validate_every=6, refit=True, method_settings=OPEN))
+    assert trained.record["config"]["pair_weight"] == values[1]
+    tried = [{"pair_weight": v, "score": s} for v, s in zip(values, [0.1, 0.9, 0.2], strict=True)]
+    assert trained.record["tried"] == tried
+    monkeypatch.undo()
+    given = train(data, settings(validate_every=6, refit=True, method_settings=OPEN | {"pair_weight": values[1]}))
+    assert given.record["tried"] == [{"score": given.record["history"][-1]["score"]}]
+    assert same(trained, given)
+
+
+def test_without_refit_the_heads_of_the_best_choice_are_kept(data, monkeypatch):
+    scores = iter([0.1, 0.9, 0.2])
+    monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
+    trained = train(data, settings(validate_every=6, method_settings=OPEN))
+    monkeypatch.undo()
+    weight = trained.record["config"]["pair_weight"]
+    assert weight == Duet.left_open(has_labels=True)["pair_weight"][1]
+    assert same(trained, train(data, settings(validate_every=6, method_settings=OPEN | {"pair_weight": weight})))
+
+
+def test_nothing_is_left_open_without_labels_or_validation_rows(data):
+    unlabelled = dataclasses.replace(data, labels=None)
+    split = dataclasses.replace(data.split, validation=data.split.validation[:0])
+    for few in (unlabelled, dataclasses.replace(data, split=split)):
+        record = train(few, settings(method_settings=OPEN)).record
+        assert len(record["tried"]) == 1
+        assert record["config"]["pair_weight"] == Duet.Config().pair_weight
+
+
+@pytest.mark.parametrize(("epoch", "stage"), [(2, "select 1/3"), (3, "select 3/3"), (1, "refit")])
+def test_run_that_chooses_is_resumed_where_it_stopped(data, tmp_path, epoch, stage):
+    chosen = settings(validate_every=1, refit=True, method_settings=OPEN | {"epochs": 4})
+    unbroken = train(data, chosen)
+    resumed = train_with_interruptions(data, chosen, tmp_path / "run.pt", [epoch], stage=stage)
+    assert same(unbroken, resumed)
+    assert {**unbroken.record, "seconds": 0} == {**resumed.record, "seconds": 0}
 
 
 def test_without_validation_rows_the_last_epoch_is_kept(data):

@@ -20,7 +20,7 @@ generator as well: it is read lazily, so a method can end an inner loop early. A
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -144,6 +144,16 @@ class Method(nn.Module):
         super().__init__()
         self.n_bits = n_bits
         self.config = config
+
+    @classmethod
+    def epochs(cls, config: Any, n: int) -> int:
+        """Passes over n train rows at most; the validation rows may choose fewer."""
+        return int(config.epochs)
+
+    @classmethod
+    def left_open(cls, has_labels: bool) -> Mapping[str, Sequence[Any]]:
+        """Settings that the validation rows choose where the user gives none: by name, the values that are tried."""
+        return {}
 
     def optimizers(self) -> Mapping[str, Optimizer]:
         """The optimizers by the names that steps use."""

@@ -3,7 +3,8 @@
 A loss on labels alone makes MAP high and the ranking useless: every item of a label combination falls onto the same
 code. A loss on pairs alone ranks finely and ignores the labels. DUET contrasts both on the very bits that are stored.
 
-With image and text codes A, B in {-1, +1}^{b x K} of a batch (straight-through signs), s(u, v) = u.v / K:
+With image and text codes A, B in {-1, +1}^{b x K} of a batch (straight-through signs) and s(u, v) = u.v / sqrt(K),
+which has unit variance for random codes of any length, so that one temperature fits all K:
 
     label    L_lab(U, V) = - mean_i sum_j W_ij log softmax_j( s(u_i, v_j) / tau_label ) / sum_j W_ij            (1)
              W_ij = (Jaccard overlap of the label sets of i and j) ^ overlap_power; the mean is over (A, B), (B, A),
@@ -11,7 +12,7 @@ With image and text codes A, B in {-1, +1}^{b x K} of a batch (straight-through 
              2020, eq. 2, arXiv 2004.11362)
     pairs    L_pair = cross entropy of softmax_j( s(a_i, b_j) / tau_pair ) against j = i, both ways             (2)
              (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748)
-    soft     L_soft = the same softmax against P_ij = softmax_j( cos(y_i, y_j) / tau_pair ), y the text features (3)
+    soft     L_soft = the same softmax against P_ij = softmax_j( cos(y_i, y_j) / tau_text ), y the text features (3)
 
     predict  L_pred = mean binary cross entropy of a linear layer on each head's hidden layer against the labels  (4)
 
@@ -28,14 +29,16 @@ y         batch.text            (b, text_dim)
 With `nested`, eq. 1 to 3 are the means over the codes' first 16, 32, 64, ... and K bits, so that a prefix of a code is
 itself a good code (as Kusupati et al. 2022, arXiv 2205.13147, do for floats).
 
-`pair_weight` is the one knob: 0 ranks by labels only, 1 and more by pairs. Without labels only eq. 2 and 3 are left.
+`pair_weight` is the one knob: 0 ranks by labels only, 1 and more by pairs. Where it is not given, the validation rows
+choose it among `PAIR_WEIGHTS`: how much agreement of pairs costs in agreement of labels differs from data set to data
+set. Without labels only eq. 2 and 3 are left.
 
 Departures: none from a paper; the method is this project's own, made of the published losses named above.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +47,19 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle, straight_through_sign
+from cmh_milvus.methods.base import (
+    Batch,
+    Citation,
+    Method,
+    Step,
+    TrainData,
+    label_similarity,
+    one_cycle,
+    straight_through_sign,
+)
+
+PAIR_WEIGHTS = (0.03, 0.1, 0.25)  # among which the validation rows choose
+SHOWN, FEWEST, MOST = 120_000, 20, 100  # pairs that training shows, and the bounds of its epochs
 
 
 @dataclass(frozen=True)
@@ -52,44 +67,38 @@ class DuetConfig:
     """Settings; the defaults were chosen on validation rows of several data sets (docs/methods/duet.md).
 
     Attributes:
-        pair_weight: Weight of pair agreement against label agreement.
+        pair_weight: Weight of pair agreement against label agreement; this one if no validation rows choose it.
         predict_weight: Weight of the label prediction.
         overlap_power: Above 1 the label contrast favours items that share most labels, and NDCG over MAP.
         nested: Train prefixes of 16, 32, 64, ... bits as codes of their own (`CrossModalHashEncoder.truncated`).
         blend: Largest share of another pair that is mixed into the features.
         tau_label: Temperature of the label contrast.
-        tau_pair: Temperature of the pair contrast and of the soft targets.
+        tau_pair: Temperature of the pair contrast.
+        tau_text: Temperature of the soft targets.
         hidden: Width of each head's hidden layer.
         dropout: On the hidden layer.
         input_dropout: On the scaled features.
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Of AdamW.
         batch_size: Pairs a batch.
-        epochs: Passes over the train rows; 20 to 40 do for more than 10,000 pairs.
+        epochs: Passes over the train rows; 0 for as many as show 120,000 pairs, at least 20 and at most 100.
     """
 
-    pair_weight: float = 0.3
+    pair_weight: float = 0.1
     predict_weight: float = 3.0
     overlap_power: float = 1.0
     nested: bool = False
     blend: float = 0.3
-    tau_label: float = 0.15
-    tau_pair: float = 0.1
-    hidden: int = 2048
+    tau_label: float = 1.6
+    tau_pair: float = 0.8
+    tau_text: float = 0.1
+    hidden: int = 1024
     dropout: float = 0.5
-    input_dropout: float = 0.2
+    input_dropout: float = 0.1
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     batch_size: int = 256
-    epochs: int = 160
-
-
-def label_overlap(labels: Tensor) -> Tensor:
-    """Jaccard overlap W of label sets: float (b, n_labels) of 0 and 1 -> (b, b) in [0, 1]; 0 between empty sets."""
-    shared = labels @ labels.T  # (b, b)
-    counts = labels.sum(dim=1)
-    union = counts[:, None] + counts[None, :] - shared
-    return shared / union.clamp(min=1)
+    epochs: int = 0
 
 
 def label_contrast(codes: Tensor, others: Tensor, overlap: Tensor, tau: float) -> Tensor:
@@ -104,7 +113,7 @@ def label_contrast(codes: Tensor, others: Tensor, overlap: Tensor, tau: float) -
     Returns:
         Scalar.
     """
-    logits = codes @ others.T / (codes.shape[1] * tau)  # (b, b)
+    logits = codes @ others.T / (codes.shape[1] ** 0.5 * tau)  # (b, b)
     if others is codes:
         itself = torch.eye(len(codes), dtype=torch.bool, device=codes.device)
         logits = logits.masked_fill(itself, torch.finfo(logits.dtype).min)
@@ -128,7 +137,7 @@ def pair_contrast(image_code: Tensor, text_code: Tensor, target: Tensor, tau: fl
     Returns:
         Scalar.
     """
-    logits = image_code @ text_code.T / (image_code.shape[1] * tau)  # (b, b)
+    logits = image_code @ text_code.T / (image_code.shape[1] ** 0.5 * tau)  # (b, b)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
@@ -147,7 +156,11 @@ def blended(image: Tensor, text: Tensor, blend: float) -> tuple[Tensor, Tensor]:
     """Each pair mixed with a random other one: (b, image_dim), (b, text_dim) -> the same shapes."""
     other = torch.randperm(len(image), device=image.device)
     share = blend * torch.rand(len(image), 1, device=image.device)  # (b, 1)
-    return image.lerp(image[other], share), text.lerp(text[other], share)
+
+    def mixed(features: Tensor) -> Tensor:
+        return features.lerp(features[other], share if features.ndim == 2 else share[:, :, None])
+
+    return mixed(image), mixed(text)
 
 
 class Duet(Method):
@@ -173,8 +186,19 @@ class Duet(Method):
             return HashHead.fitted(features, n_bits, (config.hidden,), config.dropout, config.input_dropout)
 
         self.image_head, self.text_head = head(train.image), head(train.text)
-        n_labels = 0 if train.label_matrix is None else train.label_matrix.shape[1]
-        self.image_labels, self.text_labels = (nn.Linear(config.hidden, n_labels) for _ in range(2))
+        if train.label_matrix is not None:
+            n_labels = train.label_matrix.shape[1]
+            self.image_labels, self.text_labels = (nn.Linear(config.hidden, n_labels) for _ in range(2))
+
+    @classmethod
+    def epochs(cls, config: DuetConfig, n: int) -> int:
+        """Enough to show `SHOWN` pairs, unless the config says how many."""
+        return config.epochs or min(max(SHOWN // n, FEWEST), MOST)
+
+    @classmethod
+    def left_open(cls, has_labels: bool) -> Mapping[str, Sequence[float]]:
+        """The knob; without labels there is nothing to weigh pairs against."""
+        return {"pair_weight": PAIR_WEIGHTS} if has_labels else {}
 
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One AdamW over both heads."""
@@ -199,7 +223,7 @@ class Duet(Method):
         prefixes = [(image_code[:, :n], text_code[:, :n]) for n in lengths]
         terms: dict[str, Tensor] = {}
         if batch.label_matrix is not None:
-            overlap = label_overlap(batch.label_matrix) ** config.overlap_power
+            overlap = label_similarity(batch.label_matrix, batch.label_matrix, "jaccard") ** config.overlap_power
             contrasts = [
                 label_contrast(a, b, overlap, config.tau_label)
                 for image_bits, text_bits in prefixes
@@ -217,7 +241,7 @@ class Duet(Method):
         if config.pair_weight > 0 or not terms:
             weight = config.pair_weight if terms else 1.0
             own = torch.eye(len(batch), device=image_code.device)
-            alike = text_targets(self.text_head.scaling(batch.text), config.tau_pair)
+            alike = text_targets(self.text_head.scaling(batch.text_vectors), config.tau_text)
             for name, target in (("pair", own), ("soft", alike)):
                 terms[name] = (
                     weight * torch.stack([pair_contrast(*bits, target, config.tau_pair) for bits in prefixes]).mean()

@@ -105,7 +105,7 @@ def test_200_pairs_are_learned_by_heart(name, small_train_data):
 def fit(method, data):
     """The loop of the contract's docstring."""
     optimizers, shuffle = method.optimizers(), torch.Generator().manual_seed(0)
-    epochs = method.config.epochs
+    epochs = method.epochs(method.config, len(data))
     for epoch in range(epochs):
         for phase in method.phases(epoch):
             for index in torch.randperm(len(data), generator=shuffle).split(method.config.batch_size):

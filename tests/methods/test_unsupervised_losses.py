@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cmh_milvus.methods import canon, cirh, cmfh, dgcpn, duet, lcmh, ucch, ugach
-from cmh_milvus.methods.base import nearest_rows
+from cmh_milvus.methods.base import label_similarity, nearest_rows
 from tests.reference import methods_unsupervised as slow
 
 B, K = 6, 8
@@ -289,15 +289,14 @@ def test_canon_teacher_keeps_what_both_sides_share():
 @pytest.mark.parametrize("same_side", [False, True])
 def test_duet_label_contrast(codes, same_side):
     labels = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]], dtype=torch.float64)
-    overlap = duet.label_overlap(labels)
+    overlap = label_similarity(labels, labels, "jaccard")
     other = codes[0] if same_side else codes[1]
     fast = duet.label_contrast(codes[0], other, overlap, tau=0.2)
     assert_same(fast, slow.duet_label_contrast(codes[0], other, labels, 0.2, same_side), codes)
 
 
 def test_duet_label_contrast_without_any_positive_is_nothing(codes):
-    overlap = duet.label_overlap(torch.zeros(B, 3))
-    assert duet.label_contrast(*codes, overlap, 0.2) == 0
+    assert duet.label_contrast(*codes, torch.zeros(B, B), 0.2) == 0
 
 
 def test_duet_pair_contrast_and_soft_targets(codes):

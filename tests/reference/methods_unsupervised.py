@@ -184,7 +184,7 @@ def duet_label_contrast(codes, others, labels, tau, same_side):
         total = sum(weights.values())
         if total == 0:
             continue
-        score = {j: torch.exp((codes[i] @ others[j]) / (n_bits * tau)) for j in candidates}
+        score = {j: torch.exp((codes[i] @ others[j]) / (n_bits**0.5 * tau)) for j in candidates}
         normaliser = sum(score.values())
         values.append(-sum(weights[j] * torch.log(score[j] / normaliser) for j in candidates) / total)
     return sum(values) / len(values) if values else torch.zeros(())
@@ -195,7 +195,7 @@ def duet_pair_contrast(image_code, text_code, target, tau):
     total = 0.0
     for one, other in ((image_code, text_code), (text_code, image_code)):
         for i in range(b):
-            score = [torch.exp((one[i] @ other[j]) / (n_bits * tau)) for j in range(b)]
+            score = [torch.exp((one[i] @ other[j]) / (n_bits**0.5 * tau)) for j in range(b)]
             total = total - sum(target[i, j] * torch.log(score[j] / sum(score)) for j in range(b)) / (2 * b)
     return total
 
