@@ -61,13 +61,13 @@ class CanonConfig:
     power: float = 2.0
     text_share: float = 0.6
     iterations: int = 30
-    hidden: int = 1024
+    hidden: int = 2048
     dropout: float = 0.5
     input_dropout: float = 0.2
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     batch_size: int = 256
-    epochs: int = 20
+    epochs: int = 12
 
 
 def shared_rows(image: Tensor, text: Tensor, config: CanonConfig) -> Tensor:

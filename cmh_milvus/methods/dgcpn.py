@@ -64,7 +64,7 @@ class DgcpnConfig:
         epochs: Passes over the train rows [100].
     """
 
-    a1: float = 0.3
+    a1: float = 0.5
     a2: float = 0.3
     neighbours: float = 0.4
     max_neighbours: int = 1000
@@ -75,10 +75,10 @@ class DgcpnConfig:
     hidden: int = 1024
     dropout: float = 0.5
     input_dropout: float = 0.2
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    batch_size: int = 128
-    epochs: int = 20
+    batch_size: int = 256
+    epochs: int = 12
 
 
 def joint_features(image: Tensor, text: Tensor, a1: float) -> Tensor:
