@@ -188,13 +188,18 @@ def one_cycle(progress: float, peak: float, warm_up: float = 0.3) -> float:
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(position, 1.0)))
 
 
+def rows_at_a_time(n: int, block: int) -> int:
+    """Rows of an n x n matrix to make at a time: `block`, or as many fewer as make 2^26 entries."""
+    return max(1, min(block, 2**26 // n))
+
+
 def nearest_rows(unit: Tensor, k: int, block: int = 1024) -> tuple[Tensor, Tensor]:
     """The k rows of largest inner product with each row, block by block: nothing is n x n.
 
     Args:
         unit: float (n, d), rows of one length, so that a row is among its own nearest.
         k: Neighbours a row, the row itself among them; at most n are given.
-        block: Rows at a time.
+        block: Rows at a time, at most; see `rows_at_a_time`.
 
     Returns:
         Inner products (n, k), falling along a row, and the row numbers, int32 (n, k): half the memory of int64.
@@ -202,6 +207,7 @@ def nearest_rows(unit: Tensor, k: int, block: int = 1024) -> tuple[Tensor, Tenso
     n, k = len(unit), min(k, len(unit))
     values = unit.new_empty(n, k)
     rows = torch.empty(n, k, dtype=torch.int32, device=unit.device)
+    block = rows_at_a_time(n, block)
     for start in range(0, n, block):
         end = start + block
         values[start:end], found = (unit[start:end] @ unit.T).topk(k, dim=1)

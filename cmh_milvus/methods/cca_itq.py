@@ -26,6 +26,8 @@ from torch import Tensor
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
 from cmh_milvus.methods.base import Citation, Method, TrainData
 
+BLOCK = 8192  # rows at a time in float64
+
 
 @dataclass(frozen=True)
 class CcaItqConfig:
@@ -42,21 +44,39 @@ class CcaItqConfig:
     epochs: int = 1
 
 
+def cross_products(rows: Tensor, others: Tensor) -> Tensor:
+    """X^T Y: float (n, d_x), (n, d_y) -> (d_x, d_y), summed in float64 block by block; the rows stay as they are."""
+    total = torch.zeros(rows.shape[1], others.shape[1], dtype=torch.float64, device=rows.device)
+    for x, y in zip(torch.split(rows, BLOCK), torch.split(others, BLOCK), strict=True):
+        total.addmm_(x.double().T, y.double())
+    return total
+
+
+def projected(rows: Tensor, directions: Tensor) -> Tensor:
+    """X W block by block: float (n, d), float64 (d, k) -> float64 (n, k)."""
+    result = torch.empty(len(rows), directions.shape[1], dtype=torch.float64, device=rows.device)
+    for start in range(0, len(rows), BLOCK):
+        result[start : start + BLOCK] = rows[start : start + BLOCK].double() @ directions
+    return result
+
+
 def canonical_directions(
     image: Tensor, text: Tensor, k: int, ridge: float, power: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Step 1 and 2: centred float64 (n, d_x), (n, d_y) -> (d_x, k), (d_y, k), scaled by correlation^power."""
+    """Step 1 and 2: centred (n, d_x), (n, d_y) -> float64 (d_x, k), (d_y, k), scaled by correlation^power."""
     n = len(image)
 
     def inverse_root(features: Tensor) -> Tensor:
-        covariance = features.T @ features / n
+        covariance = cross_products(features, features) / n
         variance, axes = torch.linalg.eigh(covariance)
         floor = ridge * variance.mean()
         root: Tensor = axes * (variance.clamp(min=0) + floor).rsqrt() @ axes.T
         return root
 
     image_root, text_root = inverse_root(image), inverse_root(text)
-    u, correlation, vt = torch.linalg.svd(image_root @ (image.T @ text / n) @ text_root, full_matrices=False)
+    u, correlation, vt = torch.linalg.svd(
+        image_root @ (cross_products(image, text) / n) @ text_root, full_matrices=False
+    )
     scale = correlation[:k] ** power
     return image_root @ u[:, :k] * scale, text_root @ vt[:k].T * scale
 
@@ -96,18 +116,18 @@ class CcaItq(Method):
 
     @torch.no_grad()
     def fit(self, train: TrainData, generator: torch.Generator) -> None:
-        """Steps 1 to 3, in float64."""
+        """Steps 1 to 3; all but the features in float64."""
         heads = (self.image_head, self.text_head)
         centred, means = [], []
         for head, features in zip(heads, (train.image, train.text), strict=True):
             head.scaling.fit(features)
-            scaled = head.scaling(features).double()
+            scaled = head.scaling(features)
             means.append(scaled.mean(dim=0))
-            centred.append(scaled - means[-1])
+            centred.append(scaled.sub_(means[-1]))
         k = min(self.n_bits, centred[0].shape[1], centred[1].shape[1])
         maps = canonical_directions(centred[0], centred[1], k, self.config.ridge)
-        projections = torch.cat([features @ w for features, w in zip(centred, maps, strict=True)])
+        projections = torch.cat([projected(features, w) for features, w in zip(centred, maps, strict=True)])
         rotation = itq_rotation(projections, self.n_bits, self.config.iterations, generator)
         for head, mean, w in zip(heads, means, maps, strict=True):
             head.output.weight.copy_((w @ rotation).T)
-            head.output.bias.copy_(-(mean @ w @ rotation))
+            head.output.bias.copy_(-(mean.double() @ w @ rotation))

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, nearest_rows, one_cycle
+from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, nearest_rows, one_cycle, rows_at_a_time
 
 SMOOTHING = (0.7, 0.2, 0.1)  # weights of an item, its nearest and its second nearest
 
@@ -96,8 +96,10 @@ def joint_features(image: Tensor, text: Tensor, a1: float) -> Tensor:
 
 def row_thresholds(unit: Tensor, kept: float, block: int = 1024) -> Tensor:
     """The smallest entry of each row that eq. 1 keeps: (n, d) -> (n,)."""
-    dropped = len(unit) - max(1, round(kept * len(unit)))
-    return torch.cat([(rows @ unit.T).kthvalue(dropped + 1, dim=1).values for rows in torch.split(unit, block)])
+    n = len(unit)
+    dropped = n - max(1, round(kept * n))
+    blocks = torch.split(unit, rows_at_a_time(n, block))
+    return torch.cat([(rows @ unit.T).kthvalue(dropped + 1, dim=1).values for rows in blocks])
 
 
 def similarity_block(unit: Tensor, thresholds: Tensor, a2: float) -> Tensor:

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
 from cmh_milvus.methods.base import Citation, Method, TrainData
-from cmh_milvus.methods.cca_itq import itq_rotation
+from cmh_milvus.methods.cca_itq import cross_products, itq_rotation, projected
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,13 @@ def update_basis(latent: Tensor, features: Tensor, gamma: float) -> Tensor:
     """Eq. 2: Y (n, K), X (n, d) -> U (K, d)."""
     gram = latent.T @ latent
     gram.diagonal().add_(gamma)
-    basis: Tensor = torch.linalg.solve(gram, latent.T @ features)
+    basis: Tensor = torch.linalg.solve(gram, cross_products(latent, features))
     return basis
 
 
 def factorize(features: Tensor, ridge: float) -> Tensor:
     """Cholesky factor of the matrix that eq. 3 inverts, ridge = gamma / mu: X (n, d) -> (d, d)."""
-    gram = features.T @ features
+    gram = cross_products(features, features)
     gram.diagonal().add_(ridge)
     factor: Tensor = torch.linalg.cholesky(gram)
     return factor
@@ -78,7 +78,7 @@ def factorize(features: Tensor, ridge: float) -> Tensor:
 
 def update_projection(features: Tensor, latent: Tensor, factor: Tensor) -> Tensor:
     """Eq. 3: X (n, d), Y (n, K), factor (d, d) -> W (d, K)."""
-    return torch.cholesky_solve(features.T @ latent, factor)
+    return torch.cholesky_solve(cross_products(features, latent), factor)
 
 
 def update_latent(
@@ -91,8 +91,9 @@ def update_latent(
 ) -> Tensor:
     """Eq. 4: X_t, U_t, W_t, a_t -> Y (n, K)."""
     views = list(zip(features, bases, projections, weights, strict=True))
-    left = sum((a * (x @ (u.T + mu * w)) for x, u, w, a in views), start=torch.zeros((), dtype=features[0].dtype))
-    right = sum((a * (u @ u.T) for _, u, _, a in views), start=torch.zeros((), dtype=features[0].dtype))
+    zero = torch.zeros((), dtype=torch.float64)
+    left = sum((a * projected(x, u.T + mu * w) for x, u, w, a in views), start=zero)
+    right = sum((a * (u @ u.T) for _, u, _, a in views), start=zero)
     right.diagonal().add_(sum(weights) * (mu + gamma))
     latent: Tensor = torch.linalg.solve(right, left, left=False)
     return latent
@@ -121,15 +122,15 @@ class CMFH(Method):
 
     @torch.no_grad()
     def fit(self, train: TrainData, generator: torch.Generator) -> None:
-        """Eq. 2 to 4 in turn, in float64."""
+        """Eq. 2 to 4 in turn; all but the features in float64."""
         config, n = self.config, len(train)
         heads = (self.image_head, self.text_head)
         views, means = [], []
         for head, features in zip(heads, (train.image, train.text), strict=True):
             head.scaling.fit(features)
-            scaled = head.scaling(features).double() / features.shape[1] ** 0.5
+            scaled = head.scaling(features).div_(features.shape[1] ** 0.5)
             means.append(scaled.mean(dim=0))
-            views.append(scaled - means[-1])
+            views.append(scaled.sub_(means[-1]))
         weights = [config.image_weight, 1 - config.image_weight]
         gamma = config.gamma * n
         latent = torch.randn(n, self.n_bits, generator=generator, dtype=torch.float64).to(train.image.device)
@@ -142,4 +143,4 @@ class CMFH(Method):
         for head, x, mean, factor in zip(heads, views, means, factors, strict=True):
             projection = update_projection(x, latent, factor)
             head.output.weight.copy_(projection.T / x.shape[1] ** 0.5)
-            head.output.bias.copy_(-(mean @ projection))
+            head.output.bias.copy_(-(mean.double() @ projection))

@@ -13,7 +13,7 @@ G         text_buffer             (n, K)   the text net's
 B         code_buffer             (n, K)   -1, +1
 f, g      activations             (b, K)   the batch's rows of F or G, with gradient
 Theta     theta                   (b, n)
-S         similarity              (b, n)   made from labels block by block; nothing is n x n
+S         similarity              (b, n)   made from the labels' bits block by block; nothing is n x n
 
 Algorithm (paper, Algorithm 1): an epoch is a pass over images with G fixed, a pass over texts with F fixed, then B.
 A batch writes its fresh rows into the buffer and steps on its share of J, divided by (b n) as the authors' code does.
@@ -27,6 +27,7 @@ Departures (paper's values in brackets):
 - Adam, 3e-3 falling linearly to a thirtieth, 60 epochs [plain SGD, 10^-1.5 falling to 10^-6 over 500 epochs].
 - Order and start as in the authors' TensorFlow code (images first, F, G ~ N(0, 1)); their MATLAB code starts at zero.
   An epoch visits each row once; the authors draw each batch from a fresh permutation.
+- The likelihood that is shown is estimated from `COUNTED` rows of each batch; its gradient is that of all rows.
 - softplus in place of log(1 + exp), which overflows; sign(0) = +1; the epoch is chosen on validation rows, where
   widely used ports choose it on the test queries.
 """
@@ -46,6 +47,8 @@ from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData
 
 BLOCK = 2048  # train rows at a time in the likelihood
+WORD = 24  # labels in a word of bits
+COUNTED = 16  # rows of a batch from which the likelihood that is shown is estimated
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,23 @@ class DcmhConfig:
     epochs: int = 60
 
 
+def label_words(labels: Tensor) -> Tensor:
+    """Labels as bits: (n, n_labels) of 0 and 1 -> int32 (n_words, n). A float32 sum of `WORD` powers of 2 is exact."""
+    powers = 2.0 ** torch.arange(WORD, dtype=labels.dtype, device=labels.device)
+    return torch.stack([(part @ powers[: part.shape[1]]).int() for part in torch.split(labels, WORD, dim=1)])
+
+
+def word_similarity(words: Tensor, others: Tensor) -> Tensor:
+    """S from label words: int32 (n_words, b), (n_words, n) -> int32 (b, n)."""
+    shared = words[0][:, None] & others[0]
+    for word, other in zip(words[1:], others[1:], strict=True):
+        shared |= word[:, None] & other
+    return shared.clamp_(max=1)
+
+
 def label_similarity(labels: Tensor, others: Tensor) -> Tensor:
     """S: 1.0 where two rows share a label, else 0.0; (b, n_labels), (n, n_labels) -> (b, n)."""
-    return (labels @ others.T).clamp_(max=1)
+    return word_similarity(label_words(labels), label_words(others)).to(labels.dtype)
 
 
 class NegativeLogLikelihood(torch.autograd.Function):
@@ -86,37 +103,49 @@ class NegativeLogLikelihood(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
-        """sum_ij ( log(1 + e^Theta_ij) - S_ij Theta_ij )."""
+    def forward(
+        ctx: Any, activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor, counted: int
+    ) -> Tensor:
+        """sum_ij ( log(1 + e^Theta_ij) - S_ij Theta_ij ), i over the first `counted` rows, times b / counted."""
         value, direction, half = activations.new_zeros(()), torch.zeros_like(activations), 0.5 * activations
-        for G, block_labels in zip(torch.split(buffer, BLOCK), torch.split(all_labels, BLOCK), strict=True):
-            similarity = label_similarity(labels, block_labels)  # (b, BLOCK)
+        words, all_words = label_words(labels), label_words(all_labels)
+        for G, block_words in zip(torch.split(buffer, BLOCK), torch.split(all_words, BLOCK, dim=1), strict=True):
+            similarity = word_similarity(words, block_words).to(half.dtype)  # (b, BLOCK)
             theta = half @ G.T  # (b, BLOCK)
-            value += F.softplus(theta).sum() - torch.dot(theta.flatten(), similarity.flatten())
+            shown = theta[:counted]
+            value += (F.softplus(shown) - similarity[:counted] * shown).sum()
             direction.addmm_(theta.sigmoid_().sub_(similarity), G)
         ctx.save_for_backward(direction)
-        return value
+        return value * (len(activations) / counted)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Eq. 3, times the gradient that comes in."""
         (direction,) = ctx.saved_tensors
-        return 0.5 * gradients[0] * direction, None, None, None
+        return 0.5 * gradients[0] * direction, None, None, None, None
 
 
-def negative_log_likelihood(activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
+def negative_log_likelihood(
+    activations: Tensor, buffer: Tensor, labels: Tensor, all_labels: Tensor, counted: int | None = None
+) -> Tensor:
     """Likelihood term of J.
 
     Args:
         activations: (b, K), with gradient.
         buffer: (n, K), fixed.
-        labels: (b, n_labels), of the batch.
+        labels: (b, n_labels) of 0 and 1, of the batch.
         all_labels: (n, n_labels), of all train rows.
+        counted: The value is estimated from that many rows of the batch, the first ones; by default from all. Batches
+            come in random order, so the estimate is unbiased, and a value that is only shown need not cost the softplus
+            of all pairs. The gradient is that of all rows in any case.
 
     Returns:
         Scalar sum over b n pairs.
     """
-    value: Tensor = NegativeLogLikelihood.apply(activations, buffer, labels, all_labels)  # type: ignore[no-untyped-call]
+    rows = len(activations) if counted is None else min(counted, len(activations))
+    value: Tensor = NegativeLogLikelihood.apply(  # type: ignore[no-untyped-call]
+        activations, buffer, labels, all_labels, rows
+    )
     return value
 
 
@@ -189,7 +218,7 @@ class DCMH(Method):
         own[batch.index] = activations.detach()
         rest = own.sum(dim=0) - activations.detach().sum(dim=0)
         scale = 1 / (len(batch) * len(own))
-        likelihood = negative_log_likelihood(activations, other, batch.labels, self.train_labels)
+        likelihood = negative_log_likelihood(activations, other, batch.labels, self.train_labels, COUNTED)
         quantised = quantization(activations, self.code_buffer[batch.index])
         balanced = bit_balance(activations, rest)
         yield Step(

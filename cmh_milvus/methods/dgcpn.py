@@ -150,7 +150,7 @@ class DGCPN(Method):
         weights, neighbours = nearest_rows(joint_features(train.image, train.text, config.a1), k + 1)
         itself = neighbours == torch.arange(len(train), device=neighbours.device)[:, None]
         self.register_buffer("neighbours", neighbours, persistent=False)
-        self.register_buffer("weights", weights.clamp(min=0).masked_fill(itself, 0.0), persistent=False)
+        self.register_buffer("weights", weights.clamp_(min=0).masked_fill_(itself, 0.0), persistent=False)
 
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One over both nets; a net without gradient stays as it is."""

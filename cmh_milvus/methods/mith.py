@@ -43,7 +43,7 @@ from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle
-from cmh_milvus.methods.dcmh import negative_log_likelihood
+from cmh_milvus.methods.dcmh import COUNTED, negative_log_likelihood
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,11 @@ def output_mask(n_bits: int, width: int, concept: int) -> Tensor:
 
 
 def likelihood(buffer: Tensor, codes: Tensor, labels: Tensor, all_labels: Tensor) -> Tensor:
-    """N: (n, K) fixed, (b, K) with gradient, the labels of the batch and of all train rows -> scalar."""
-    return negative_log_likelihood(codes, buffer, labels, all_labels) / (len(codes) * len(buffer))
+    """N: (n, K) fixed, (b, K) with gradient, the labels of the batch and of all train rows -> scalar.
+
+    Its value is estimated from `COUNTED` rows of the batch.
+    """
+    return negative_log_likelihood(codes, buffer, labels, all_labels, COUNTED) / (len(codes) * len(buffer))
 
 
 def quantization(parts: Parts, signs: Tensor) -> Tensor:

@@ -32,8 +32,7 @@ from torch import Tensor
 
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
 from cmh_milvus.methods.base import Citation, Method, TrainData
-
-BLOCK = 8192  # rows at a time in float64
+from cmh_milvus.methods.cca_itq import cross_products
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,7 @@ class ScmConfig:
 
 def inverse_root(features: Tensor, ridge: float) -> Tensor:
     """(Cxx + r I)^-1/2 of centred features (n, d) -> float64 (d, d)."""
-    covariance = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64, device=features.device)
-    for rows in torch.split(features, BLOCK):
-        covariance += rows.double().T @ rows.double() / len(features)
-    variance, axes = torch.linalg.eigh(covariance)
+    variance, axes = torch.linalg.eigh(cross_products(features, features) / len(features))
     root: Tensor = axes * (variance.clamp(min=0) + ridge * variance.mean()).rsqrt() @ axes.T
     return root
 

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from cmh_milvus.methods import cca_itq
 from cmh_milvus.methods.base import TrainData
-from cmh_milvus.methods.cca_itq import CcaItq, canonical_directions, itq_rotation
+from cmh_milvus.methods.cca_itq import CcaItq, canonical_directions, cross_products, itq_rotation, projected
+from cmh_milvus.methods.cmfh import CMFH
+from cmh_milvus.methods.lcmh import LCMH
 from cmh_milvus.methods.random_projection import RandomProjection, random_directions
+from cmh_milvus.methods.scm import SCM
 
 
 @pytest.fixture
@@ -33,6 +37,29 @@ def test_canonical_directions_have_the_canonical_correlations(paired):
     assert np.allclose(found, expected, atol=1e-6)
     covariance = z_image.T @ z_image / len(image)
     assert torch.allclose(covariance, torch.diag(torch.tensor(expected**2)), atol=1e-6), "scaled by correlation"
+
+
+def test_products_by_blocks_are_the_products_in_double_precision(paired, monkeypatch):
+    monkeypatch.setattr(cca_itq, "BLOCK", 7)
+    image, text = (view.float() for view in paired)
+    directions = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(cross_products(image, text), image.double().T @ text.double())
+    torch.testing.assert_close(projected(image, directions), image.double() @ directions)
+    assert cross_products(image, text).dtype == projected(image, directions).dtype == torch.float64
+
+
+@pytest.mark.parametrize("method_class", [CcaItq, CMFH, LCMH, SCM])
+def test_blocks_do_not_change_the_codes(method_class, small_train_data, monkeypatch):
+    """400 real pairs in blocks of 64 rows get the codes that one block of all rows gives."""
+    codes = []
+    for block in (64, 10_000):
+        monkeypatch.setattr(cca_itq, "BLOCK", block)
+        method = method_class(small_train_data, 32, method_class.Config())
+        method.fit(small_train_data, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            codes += [(method.image_head(small_train_data.image) >= 0, method.text_head(small_train_data.text) >= 0)]
+    for few, many in zip(*codes, strict=True):
+        assert (few == many).float().mean() > 0.999
 
 
 def test_itq_rotation_is_orthogonal_and_quantizes_better_than_chance(paired):

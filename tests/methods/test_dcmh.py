@@ -34,6 +34,31 @@ def test_similarity_is_a_shared_label(case):
     assert label_similarity(labels, all_labels).tolist() == expected
 
 
+@pytest.mark.parametrize("n_labels", [1, 23, 24, 25, 72, 100])
+def test_similarity_of_any_number_of_labels(n_labels):
+    """Labels are packed into words of bits: each label counts alone, at the words' borders as well."""
+    assert torch.equal(label_similarity(torch.eye(n_labels), torch.eye(n_labels)), torch.eye(n_labels))
+    labels = (torch.rand(40, n_labels, generator=torch.Generator().manual_seed(n_labels)) < 0.1).float()
+    assert torch.equal(label_similarity(labels[:7], labels), (labels[:7] @ labels.T > 0).float())
+
+
+def test_estimated_likelihood_is_unbiased_and_its_gradient_exact():
+    """The mean over the estimates from 16 rows each, which together are the batch, is the sum over all pairs."""
+    generator = torch.Generator().manual_seed(1)
+    codes = torch.randn(48, 16, generator=generator).requires_grad_()
+    buffer, labels = torch.randn(300, 16, generator=generator), (torch.rand(300, 5, generator=generator) < 0.3).float()
+    whole = negative_log_likelihood(codes, buffer, labels[:48], labels)
+    estimates = [
+        negative_log_likelihood(codes.roll(-shift, 0), buffer, labels[:48].roll(-shift, 0), labels, 16)
+        for shift in (0, 16, 32)
+    ]
+    assert len({value.item() for value in estimates}) == 3
+    torch.testing.assert_close(torch.stack(estimates).mean(), whole)
+    (expected,) = gradient(whole, codes)
+    for value in estimates:
+        torch.testing.assert_close(gradient(value, codes)[0], expected)
+
+
 def test_likelihood_and_its_gradient_equal_the_loops(case):
     codes, buffer, labels, all_labels = case
     ours = negative_log_likelihood(codes, buffer, labels, all_labels)
