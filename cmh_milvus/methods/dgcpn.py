@@ -76,9 +76,9 @@ class DgcpnConfig:
     hidden: int = 1024
     dropout: float = 0.5
     input_dropout: float = 0.2
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    batch_size: int = 256
+    learning_rate: float = 1e-3
+    weight_decay: float = 5.0
+    batch_size: int = 128
     epochs: int = 10
 
 
