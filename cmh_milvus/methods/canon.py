@@ -34,7 +34,7 @@ from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle
-from cmh_milvus.methods.cca_itq import canonical_directions, itq_rotation
+from cmh_milvus.methods.cca_itq import canonical_directions, itq_rotation, projected
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,21 @@ class CanonConfig:
     power: float = 2.0
     text_share: float = 0.6
     iterations: int = 30
-    hidden: int = 1024
+    hidden: int = 2048
     dropout: float = 0.5
     input_dropout: float = 0.2
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     batch_size: int = 256
-    epochs: int = 20
+    epochs: int = 12
 
 
 def shared_rows(image: Tensor, text: Tensor, config: CanonConfig) -> Tensor:
-    """Eq. 1 and 2: scaled features (n, d_x), (n, d_y), float64 -> (n, K')."""
+    """Eq. 1 and 2: scaled features (n, d_x), (n, d_y), float -> float64 (n, K')."""
     image, text = image - image.mean(dim=0), text - text.mean(dim=0)
     k = min(config.directions, image.shape[1], text.shape[1])
     maps = canonical_directions(image, text, k, config.ridge, config.power)
-    z_image, z_text = (F.normalize(x @ w, dim=1) for x, w in zip((image, text), maps, strict=True))
+    z_image, z_text = (F.normalize(projected(x, w), dim=1) for x, w in zip((image, text), maps, strict=True))
     shared = F.normalize((1 - config.text_share) * z_image + config.text_share * z_text, dim=1)
     return shared - shared.mean(dim=0)
 
@@ -114,11 +114,10 @@ class Canon(Method):
         shape = (config.hidden,), config.dropout, config.input_dropout
         self.image_head = HashHead.fitted(train.image, n_bits, *shape)
         self.text_head = HashHead.fitted(train.text, n_bits, *shape)
-        image, text = (
-            self.image_head.scaling(train.image_vectors).double(),
-            self.text_head.scaling(train.text_vectors).double(),
+        shared = shared_rows(
+            self.image_head.scaling(train.image_vectors), self.text_head.scaling(train.text_vectors), config
         )
-        codes = teacher_codes(shared_rows(image, text, config), n_bits, config.iterations)
+        codes = teacher_codes(shared, n_bits, config.iterations)
         self.register_buffer("target_codes", codes)
 
     def optimizers(self) -> Mapping[str, Optimizer]:

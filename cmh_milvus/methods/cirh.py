@@ -85,8 +85,8 @@ class CirhConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     batch_size: int = 512
-    teacher_epochs: int = 20
-    epochs: int = 50
+    teacher_epochs: int = 10
+    epochs: int = 25
 
 
 def joint_features(image: Tensor, text: Tensor, a1: float) -> Tensor:
