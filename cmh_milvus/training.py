@@ -31,7 +31,7 @@ from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.hash_head import HashHead, relaxed_codes
 from cmh_milvus.encoders.tokens import item_vectors
 from cmh_milvus.errors import DataError, SettingsError
-from cmh_milvus.methods import DEFAULT_METHOD, get_method, make_config
+from cmh_milvus.methods import DEFAULT_METHODS, get_method, make_config
 from cmh_milvus.methods.base import Method, TrainData
 from cmh_milvus.ranking import distance_table, own_pair_ranks
 
@@ -52,7 +52,8 @@ class TrainingSettings:
     """How to train, beside what the method's own config says.
 
     Attributes:
-        method: One of `cmh_milvus.methods.list_methods()`.
+        method: One of `cmh_milvus.methods.list_methods()`; by default the one of `DEFAULT_METHODS` that suits the data,
+            which have labels or not.
         n_bits: Code length, a multiple of 8.
         method_settings: Values of the method's config that differ from its defaults.
         seed: Of everything random.
@@ -62,7 +63,7 @@ class TrainingSettings:
         refit: After the epoch is chosen, train afresh on train and validation rows together for that many epochs.
     """
 
-    method: str = DEFAULT_METHOD
+    method: str | None = None
     n_bits: int = 64
     method_settings: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
@@ -109,7 +110,7 @@ def train(
         SettingsError: Unknown method or setting, impossible code length, or a checkpoint of another run.
         DataError: Too few train rows, no labels where the method needs them, or features that are not finite.
     """
-    method_class = get_method(settings.method)
+    method_class = get_method(settings.method or DEFAULT_METHODS[data.labels is not None])
     config = make_config(method_class, settings.method_settings)
     _check(data, method_class)
     run = _Run(data, settings, method_class, config, checkpoint, progress)

@@ -201,26 +201,25 @@ def test_refit_trains_afresh_on_train_and_validation_rows(data, monkeypatch):
 
 def test_validation_rows_choose_what_the_method_leaves_open(data, monkeypatch):
     values = Duet.left_open(has_labels=True)["pair_weight"]
-    scores = iter([0.1, 0.9, 0.2])
+    scores = iter([0.9, 0.1])
     monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
-    monkeypatch.setattr(Duet, "left_open", classmethod(lambda cls, has_labels: {"pair_weight": values[:3]}))
     trained = train(data, settings(validate_every=6, refit=True, method_settings=OPEN))
-    assert trained.record["config"]["pair_weight"] == values[1]
-    tried = [{"pair_weight": v, "score": s} for v, s in zip(values, [0.1, 0.9, 0.2], strict=True)]
+    assert trained.record["config"]["pair_weight"] == values[0]
+    tried = [{"pair_weight": v, "score": s} for v, s in zip(values, [0.9, 0.1], strict=True)]
     assert trained.record["tried"] == tried
     monkeypatch.undo()
-    given = train(data, settings(validate_every=6, refit=True, method_settings=OPEN | {"pair_weight": values[1]}))
+    given = train(data, settings(validate_every=6, refit=True, method_settings=OPEN | {"pair_weight": values[0]}))
     assert given.record["tried"] == [{"score": given.record["history"][-1]["score"]}]
     assert same(trained, given)
 
 
 def test_without_refit_the_heads_of_the_best_choice_are_kept(data, monkeypatch):
-    scores = iter([0.1, 0.9, 0.2])
+    scores = iter([0.9, 0.1])
     monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
     trained = train(data, settings(validate_every=6, method_settings=OPEN))
     monkeypatch.undo()
     weight = trained.record["config"]["pair_weight"]
-    assert weight == Duet.left_open(has_labels=True)["pair_weight"][1]
+    assert weight == Duet.left_open(has_labels=True)["pair_weight"][0]
     assert same(trained, train(data, settings(validate_every=6, method_settings=OPEN | {"pair_weight": weight})))
 
 
@@ -228,12 +227,18 @@ def test_nothing_is_left_open_without_labels_or_validation_rows(data):
     unlabelled = dataclasses.replace(data, labels=None)
     split = dataclasses.replace(data.split, validation=data.split.validation[:0])
     for few in (unlabelled, dataclasses.replace(data, split=split)):
-        record = train(few, settings(method_settings=OPEN)).record
+        record = train(few, settings(method="duet", method_settings=OPEN)).record
         assert len(record["tried"]) == 1
         assert record["config"]["pair_weight"] == Duet.Config().pair_weight
 
 
-@pytest.mark.parametrize(("epoch", "stage"), [(2, "select 1/3"), (3, "select 3/3"), (1, "refit")])
+def test_default_method_suits_what_the_data_have(data):
+    quick = settings(method_settings={"epochs": 1, "hidden": 32})
+    assert train(data, quick).record["method"] == "duet"
+    assert train(dataclasses.replace(data, labels=None), quick).record["method"] == "canon"
+
+
+@pytest.mark.parametrize(("epoch", "stage"), [(2, "select 1/2"), (3, "select 2/2"), (1, "refit")])
 def test_run_that_chooses_is_resumed_where_it_stopped(data, tmp_path, epoch, stage):
     chosen = settings(validate_every=1, refit=True, method_settings=OPEN | {"epochs": 4})
     unbroken = train(data, chosen)

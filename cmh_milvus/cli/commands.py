@@ -120,7 +120,7 @@ format_option = click.option(
 @cli.command()
 @source_argument
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder for the encoder.")
-@click.option("--method", help="How to learn; see `cmh-milvus methods`.  [default: duet]")
+@click.option("--method", help="How to learn; see `cmh-milvus methods`.  [default: duet with labels, canon without]")
 @click.option("--bits", default=64, show_default=True, help="Code length, a multiple of 8.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the method; repeatable.")
 @click.option("--image-backbone", help=f"{BACKBONES['image']}.  [default: clip]")
@@ -164,13 +164,14 @@ def train(
     """
     from cmh_milvus.codes import check_n_bits
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower
-    from cmh_milvus.methods import DEFAULT_METHOD, get_method, make_config
+    from cmh_milvus.methods import get_method, make_config
     from cmh_milvus.training import TrainingSettings
     from cmh_milvus.training import train as train_heads
 
     check_n_bits(bits)
     changed = _settings(settings)
-    make_config(get_method(method or DEFAULT_METHOD), changed)
+    if method is not None:
+        make_config(get_method(method), changed)  # before any picture is read
     loaded = training_source(
         source,
         columns,
@@ -183,7 +184,7 @@ def train(
         cache=cache,
     )
     data = loaded.features
-    wanted = TrainingSettings(method or DEFAULT_METHOD, bits, changed, seed=seed, device=device, patience=patience)
+    wanted = TrainingSettings(method, bits, changed, seed=seed, device=device, patience=patience)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     with progress_bar("training") as progress:
         trained = train_heads(data, wanted, checkpoint=checkpoint, progress=progress)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cmh_milvus.methods.base import Method
 
 ENTRY_POINT_GROUP = "cmh_milvus.methods"
-DEFAULT_METHOD = "duet"
+DEFAULT_METHODS = {True: "duet", False: "canon"}  # with labels, without
 
 
 def list_methods() -> list[str]:

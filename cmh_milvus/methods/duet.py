@@ -58,8 +58,8 @@ from cmh_milvus.methods.base import (
     straight_through_sign,
 )
 
-PAIR_WEIGHTS = (0.03, 0.1, 0.25)  # among which the validation rows choose
-SHOWN, FEWEST, MOST = 120_000, 20, 100  # pairs that training shows, and the bounds of its epochs
+PAIR_WEIGHTS = (0.05, 0.2)  # among which the validation rows choose
+SHOWN, FEWEST, MOST = 200_000, 20, 160  # pairs that training shows, and the bounds of its epochs
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class DuetConfig:
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Of AdamW.
         batch_size: Pairs a batch.
-        epochs: Passes over the train rows; 0 for as many as show 120,000 pairs, at least 20 and at most 100.
+        epochs: Passes over the train rows; 0 for as many as show 200,000 pairs, at least 20 and at most 160.
     """
 
-    pair_weight: float = 0.1
+    pair_weight: float = 0.2
     predict_weight: float = 3.0
     overlap_power: float = 1.0
     nested: bool = False
@@ -92,9 +92,9 @@ class DuetConfig:
     tau_label: float = 1.6
     tau_pair: float = 0.8
     tau_text: float = 0.1
-    hidden: int = 1024
+    hidden: int = 2048
     dropout: float = 0.5
-    input_dropout: float = 0.1
+    input_dropout: float = 0.2
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     batch_size: int = 256
