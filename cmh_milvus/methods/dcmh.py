@@ -27,7 +27,7 @@ Departures (paper's values in brackets):
 - Adam, 3e-3 falling linearly to a thirtieth, 60 epochs [plain SGD, 10^-1.5 falling to 10^-6 over 500 epochs].
 - Order and start as in the authors' TensorFlow code (images first, F, G ~ N(0, 1)); their MATLAB code starts at zero.
   An epoch visits each row once; the authors draw each batch from a fresh permutation.
-- The likelihood that is shown is estimated from `COUNTED` rows of each batch; its gradient is that of all rows.
+- The likelihood that is shown is estimated from `COUNTED` of the n columns of Theta; its gradient is that of all.
 - softplus in place of log(1 + exp), which overflows; sign(0) = +1; the epoch is chosen on validation rows, where
   widely used ports choose it on the test queries.
 """
@@ -48,7 +48,7 @@ from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, ch
 
 BLOCK = 2048  # train rows at a time in the likelihood
 WORD = 24  # labels in a word of bits
-COUNTED = 16  # rows of a batch from which the likelihood that is shown is estimated
+COUNTED = 1024  # train rows from which the likelihood that is shown is estimated
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,17 @@ class NegativeLogLikelihood(torch.autograd.Function):
         grading: str,
         counted: int,
     ) -> Tensor:
-        """sum_ij ( log(1 + e^Theta_ij) - S_ij Theta_ij ), i over the first `counted` rows, times b / counted."""
+        """sum_ij ( log(1 + e^Theta_ij) - S_ij Theta_ij ), j over the first `counted` train rows, times n / counted."""
         value, direction, half = activations.new_zeros(()), torch.zeros_like(activations), 0.5 * activations
-        blocks = similarity_blocks(labels, all_labels, grading)
+        blocks, left = similarity_blocks(labels, all_labels, grading), counted
         for G, similarity in zip(torch.split(buffer, BLOCK), blocks, strict=True):
             theta = half @ G.T  # (b, BLOCK)
-            shown = theta[:counted]
-            value += (F.softplus(shown) - similarity[:counted] * shown).sum()
+            shown = theta[:, :left]
+            value += (F.softplus(shown) - similarity[:, :left] * shown).sum()
+            left = max(0, left - BLOCK)
             direction.addmm_(theta.sigmoid_().sub_(similarity), G)
         ctx.save_for_backward(direction)
-        return value * (len(activations) / counted)
+        return value * (len(buffer) / counted)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
@@ -156,14 +157,13 @@ def negative_log_likelihood(
         labels: (b, n_labels) of 0 and 1, of the batch.
         all_labels: (n, n_labels), of all train rows.
         grading: Of S, as `label_similarity` takes it; a graded S_ij is the chance that i and j are alike.
-        counted: The value is estimated from that many rows of the batch, the first ones; by default from all. Batches
-            come in random order, so the estimate is unbiased, and a value that is only shown need not cost the softplus
-            of all pairs. The gradient is that of all rows in any case.
+        counted: The value is estimated from that many of the train rows, the first ones; by default from all. A value
+            that is only shown need not cost the softplus of all pairs. The gradient is that of all in any case.
 
     Returns:
         Scalar sum over b n pairs.
     """
-    rows = len(activations) if counted is None else min(counted, len(activations))
+    rows = len(buffer) if counted is None else min(counted, len(buffer))
     value: Tensor = NegativeLogLikelihood.apply(  # type: ignore[no-untyped-call]
         activations, buffer, labels, all_labels, grading, rows
     )

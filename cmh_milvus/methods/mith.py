@@ -142,7 +142,7 @@ def output_mask(n_bits: int, width: int, concept: int) -> Tensor:
 def likelihood(buffer: Tensor, codes: Tensor, labels: Tensor, all_labels: Tensor, similarity: str = "any") -> Tensor:
     """N: (n, K) fixed, (b, K) with gradient, the labels of the batch and of all train rows, S's grading -> scalar.
 
-    Its value is estimated from `COUNTED` rows of the batch.
+    Its value is estimated from `COUNTED` of the train rows.
     """
     scale = 1 / (len(codes) * len(buffer))
     return scale * negative_log_likelihood(codes, buffer, labels, all_labels, similarity, COUNTED)
