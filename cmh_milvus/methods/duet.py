@@ -89,7 +89,7 @@ class DuetConfig:
     overlap_power: float = 1.0
     nested: bool = False
     blend: float = 0.3
-    tau_label: float = 1.4
+    tau_label: float = 1.6
     tau_pair: float = 0.8
     tau_text: float = 0.1
     hidden: int = 2048
