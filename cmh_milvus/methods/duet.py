@@ -6,10 +6,12 @@ code. A loss on pairs alone ranks finely and ignores the labels. DUET contrasts 
 With image and text codes A, B in {-1, +1}^{b x K} of a batch (straight-through signs) and s(u, v) = u.v / sqrt(K),
 which has unit variance for random codes of any length, so that one temperature fits all K:
 
-    label    L_lab(U, V) = - mean_i sum_j W_ij log softmax_j( s(u_i, v_j) / tau_label ) / sum_j W_ij            (1)
+    label    L_lab(U, V) = mean_i sum_j W_ij [ log sum_k exp( s(u_i, v_k) / tau_label )
+                                               - min( s(u_i, v_j), r_ij ) / tau_label ] / sum_j W_ij           (1)
              W_ij = (Jaccard overlap of the label sets of i and j) ^ overlap_power; the mean is over (A, B), (B, A),
              (A, A), (B, B), and an item is not its own positive in the last two (supervised contrast: Khosla et al.
-             2020, eq. 2, arXiv 2004.11362)
+             2020, eq. 2, arXiv 2004.11362). Its attraction ends at r_ij = sqrt(K) (reach + reach_overlap W_ij): items
+             of a label come close, the closer the more labels they share, and stay apart enough for eq. 2 to order them
     pairs    L_pair = cross entropy of softmax_j( s(a_i, b_j) / tau_pair ) against j = i, both ways             (2)
              (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748)
     soft     L_soft = the same softmax against P_ij = softmax_j( cos(y_i, y_j) / tau_text ), y the text features (3)
@@ -29,9 +31,9 @@ y         batch.text            (b, text_dim)
 With `nested`, eq. 1 to 3 are the means over the codes' first 16, 32, 64, ... and K bits, so that a prefix of a code is
 itself a good code (as Kusupati et al. 2022, arXiv 2205.13147, do for floats).
 
-`pair_weight` is the one knob: 0 ranks by labels only, 1 and more by pairs. Where it is not given, the validation rows
-choose it among `PAIR_WEIGHTS`: how much agreement of pairs costs in agreement of labels differs from data set to data
-set. Without labels only eq. 2 and 3 are left.
+`pair_weight` is the one knob: near 0 the code ranks by labels, at 1 and more by pairs. Where it is not given, the
+validation rows choose it among `PAIR_WEIGHTS`: how much agreement of pairs costs in agreement of labels differs from
+data set to data set. Without labels only eq. 2 and 3 are left.
 
 Departures: none from a paper; the method is this project's own, made of the published losses named above.
 """
@@ -58,7 +60,7 @@ from cmh_milvus.methods.base import (
     straight_through_sign,
 )
 
-PAIR_WEIGHTS = (0.05, 0.3)  # among which the validation rows choose
+PAIR_WEIGHTS = (0.05, 0.15)  # among which the validation rows choose
 SHOWN, FEWEST, MOST = 200_000, 20, 160  # pairs that training shows, and the bounds of its epochs
 
 
@@ -70,6 +72,8 @@ class DuetConfig:
         pair_weight: Weight of pair agreement against label agreement; this one if no validation rows choose it.
         predict_weight: Weight of the label prediction.
         overlap_power: Above 1 the label contrast favours items that share most labels, and NDCG over MAP.
+        reach: Cosine of two codes at which the attraction of items with hardly any overlap of labels ends.
+        reach_overlap: What full overlap adds to it.
         nested: Train prefixes of 16, 32, 64, ... bits as codes of their own (`CrossModalHashEncoder.truncated`).
         blend: Largest share of another pair that is mixed into the features.
         tau_label: Temperature of the label contrast.
@@ -84,9 +88,11 @@ class DuetConfig:
         epochs: Passes over the train rows; 0 for as many as show 200,000 pairs, at least 20 and at most 160.
     """
 
-    pair_weight: float = 0.3
+    pair_weight: float = 0.15
     predict_weight: float = 3.0
     overlap_power: float = 1.0
+    reach: float = 0.5
+    reach_overlap: float = 0.3
     nested: bool = False
     blend: float = 0.3
     tau_label: float = 1.6
@@ -101,7 +107,7 @@ class DuetConfig:
     epochs: int = 0
 
 
-def label_contrast(codes: Tensor, others: Tensor, overlap: Tensor, tau: float) -> Tensor:
+def label_contrast(codes: Tensor, others: Tensor, overlap: Tensor, tau: float, reach: Tensor) -> Tensor:
     """Eq. 1 for one pair of code matrices; items without a positive are left out.
 
     Args:
@@ -109,20 +115,23 @@ def label_contrast(codes: Tensor, others: Tensor, overlap: Tensor, tau: float) -
         others: (b, K); where it is `codes` itself, an item is neither its own positive nor its own negative.
         overlap: (b, b), weights W.
         tau: Temperature.
+        reach: (b, b), the cosine of two codes at which their attraction ends.
 
     Returns:
         Scalar.
     """
-    logits = codes @ others.T / (codes.shape[1] ** 0.5 * tau)  # (b, b)
+    scale = codes.shape[1] ** 0.5 / tau
+    logits = codes @ others.T / codes.shape[1] * scale  # (b, b)
+    attraction = torch.minimum(logits, reach * scale)
     if others is codes:
         itself = torch.eye(len(codes), dtype=torch.bool, device=codes.device)
         logits = logits.masked_fill(itself, torch.finfo(logits.dtype).min)
         overlap = overlap.masked_fill(itself, 0.0)
-    log_probability = F.log_softmax(logits, dim=1)
     total = overlap.sum(dim=1)
-    contrast = -(overlap * log_probability).sum(dim=1) / total.clamp(min=1e-12)
+    contrast = (overlap * (logits.logsumexp(dim=1, keepdim=True) - attraction)).sum(dim=1) / total.clamp(min=1e-12)
     has_positive = total > 0
-    return (contrast * has_positive).sum() / has_positive.sum().clamp(min=1)
+    mean: Tensor = (contrast * has_positive).sum() / has_positive.sum().clamp(min=1)
+    return mean
 
 
 def pair_contrast(image_code: Tensor, text_code: Tensor, target: Tensor, tau: float) -> Tensor:
@@ -224,8 +233,9 @@ class Duet(Method):
         terms: dict[str, Tensor] = {}
         if batch.label_matrix is not None:
             overlap = label_similarity(batch.label_matrix, batch.label_matrix, "jaccard") ** config.overlap_power
+            reach = config.reach + config.reach_overlap * overlap
             contrasts = [
-                label_contrast(a, b, overlap, config.tau_label)
+                label_contrast(a, b, overlap, config.tau_label, reach)
                 for image_bits, text_bits in prefixes
                 for a, b in (
                     (image_bits, text_bits),

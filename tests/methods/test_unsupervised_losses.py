@@ -287,16 +287,18 @@ def test_canon_teacher_keeps_what_both_sides_share():
 
 
 @pytest.mark.parametrize("same_side", [False, True])
-def test_duet_label_contrast(codes, same_side):
+@pytest.mark.parametrize(("reach", "reach_overlap"), [(1.0, 0.0), (0.0, 0.1)])
+def test_duet_label_contrast(codes, same_side, reach, reach_overlap):
     labels = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]], dtype=torch.float64)
     overlap = label_similarity(labels, labels, "jaccard")
     other = codes[0] if same_side else codes[1]
-    fast = duet.label_contrast(codes[0], other, overlap, tau=0.2)
-    assert_same(fast, slow.duet_label_contrast(codes[0], other, labels, 0.2, same_side), codes)
+    fast = duet.label_contrast(codes[0], other, overlap, 0.2, reach + reach_overlap * overlap)
+    slow_value = slow.duet_label_contrast(codes[0], other, labels, 0.2, same_side, reach, reach_overlap)
+    assert_same(fast, slow_value, codes)
 
 
 def test_duet_label_contrast_without_any_positive_is_nothing(codes):
-    assert duet.label_contrast(*codes, torch.zeros(B, B), 0.2) == 0
+    assert duet.label_contrast(*codes, torch.zeros(B, B), 0.2, torch.ones(B, B)) == 0
 
 
 def test_duet_pair_contrast_and_soft_targets(codes):

@@ -171,7 +171,7 @@ def cmfh_objective(views, latent, bases, projections, weights, mu, gamma):
 # DUET
 
 
-def duet_label_contrast(codes, others, labels, tau, same_side):
+def duet_label_contrast(codes, others, labels, tau, same_side, reach, reach_overlap):
     b, n_bits = codes.shape
     values = []
     for i in range(b):
@@ -186,7 +186,13 @@ def duet_label_contrast(codes, others, labels, tau, same_side):
             continue
         score = {j: torch.exp((codes[i] @ others[j]) / (n_bits**0.5 * tau)) for j in candidates}
         normaliser = sum(score.values())
-        values.append(-sum(weights[j] * torch.log(score[j] / normaliser) for j in candidates) / total)
+        value = 0.0
+        for j in candidates:
+            farthest = n_bits**0.5 * (reach + reach_overlap * weights[j])
+            similarity = (codes[i] @ others[j]) / n_bits**0.5
+            attraction = similarity if similarity < farthest else torch.full_like(similarity, farthest)
+            value = value + weights[j] * (torch.log(normaliser) - attraction / tau) / total
+        values.append(value)
     return sum(values) / len(values) if values else torch.zeros(())
 
 
