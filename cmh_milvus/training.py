@@ -41,7 +41,7 @@ CHECKPOINT_FORMAT = 2
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
 MIN_VALIDATION = 4  # fewer validation rows choose nothing
 SCORE_NOISE = 0.01  # scores this close are equal, with a few hundred validation rows; the longer training is kept
-RECALL_WEIGHT = 0.5  # of own-pair recall in the score beside MAP and NDCG, which both are about labels
+RECALL_WEIGHT = 0.75  # of own-pair recall in the score beside MAP and NDCG, which both are about labels
 COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows is reported
 
 Progress = Callable[[int, int, str], None]
