@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 2
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
 MIN_VALIDATION = 4  # fewer validation rows choose nothing
-SCORE_NOISE = 0.01  # scores this close are equal, with a few hundred validation rows; the longer training is kept
+SCORE_NOISE = 0.01  # scores this close are equal, with a few hundred validation rows; the later epoch and setting win
 RECALL_WEIGHT = 0.75  # of own-pair recall in the score beside MAP and NDCG, which both are about labels
 COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows is reported
 
@@ -216,7 +216,8 @@ class _Run:
             for stage, self.config in enumerate(alternatives):
                 if stage >= len(self.ended):  # else a checkpoint has it
                     self.ended.append(self._select(stage, len(alternatives)))
-            best = max(range(len(alternatives)), key=lambda stage: self.ended[stage].score)
+            highest = max(one.score for one in self.ended)
+            best = max(stage for stage, one in enumerate(self.ended) if one.score > highest - SCORE_NOISE)
             self.config, chosen = alternatives[best], self.ended[best]
             self.chosen_epoch, self.history = chosen.epoch, chosen.history
             self.tried = [

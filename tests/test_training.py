@@ -223,6 +223,13 @@ def test_without_refit_the_heads_of_the_best_choice_are_kept(data, monkeypatch):
     assert same(trained, train(data, settings(validate_every=6, method_settings=OPEN | {"pair_weight": weight})))
 
 
+def test_of_settings_that_score_alike_the_last_is_taken(data, monkeypatch):
+    scores = iter([0.9, 0.895])
+    monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
+    trained = train(data, settings(validate_every=6, method_settings=OPEN))
+    assert trained.record["config"]["pair_weight"] == Duet.left_open(has_labels=True)["pair_weight"][-1]
+
+
 def test_nothing_is_left_open_without_labels_or_validation_rows(data):
     unlabelled = dataclasses.replace(data, labels=None)
     split = dataclasses.replace(data.split, validation=data.split.validation[:0])

@@ -152,7 +152,10 @@ class Method(nn.Module):
 
     @classmethod
     def left_open(cls, has_labels: bool) -> Mapping[str, Sequence[Any]]:
-        """Settings that the validation rows choose where the user gives none: by name, the values that are tried."""
+        """Settings that the validation rows choose where the user gives none: by name, the values that are tried.
+
+        Of values that score alike the last one is taken.
+        """
         return {}
 
     def optimizers(self) -> Mapping[str, Optimizer]:
