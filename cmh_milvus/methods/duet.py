@@ -18,7 +18,7 @@ which has unit variance for random codes of any length, so that one temperature 
 
     predict  L_pred = mean binary cross entropy of a linear layer on each head's hidden layer against the labels  (4)
 
-    L = L_lab + predict_weight L_pred + pair_weight (L_pair + L_soft)                                           (5)
+    L = L_lab + predict_weight L_pred + pair_weight (L_pair + soft_weight L_soft)                               (5)
 
 While training, each pair is blended with a random other one, x_i <- u x_i + (1 - u) x_j, with u ~ U(1 - blend, 1) and j
 the same in both modalities; the targets stay those of i (mixup's input half: Zhang et al. 2018, arXiv 1710.09412).
@@ -70,6 +70,8 @@ class DuetConfig:
 
     Attributes:
         pair_weight: Weight of pair agreement against label agreement; this one if no validation rows choose it.
+        soft_weight: Weight of the soft targets against the pairs; it keeps what the text backbone knows about texts
+            that are unlike the train rows', such as a person's question.
         predict_weight: Weight of the label prediction.
         overlap_power: Above 1 the label contrast favours items that share most labels, and NDCG over MAP.
         reach: Cosine of two codes at which the attraction of items with hardly any overlap of labels ends.
@@ -89,6 +91,7 @@ class DuetConfig:
     """
 
     pair_weight: float = 0.2
+    soft_weight: float = 2.0
     predict_weight: float = 3.0
     overlap_power: float = 1.0
     reach: float = 0.5
@@ -252,8 +255,7 @@ class Duet(Method):
             weight = config.pair_weight if terms else 1.0
             own = torch.eye(len(batch), device=image_code.device)
             alike = text_targets(self.text_head.scaling(batch.text_vectors), config.tau_text)
-            for name, target in (("pair", own), ("soft", alike)):
-                terms[name] = (
-                    weight * torch.stack([pair_contrast(*bits, target, config.tau_pair) for bits in prefixes]).mean()
-                )
+            for name, target, share in (("pair", own, 1.0), ("soft", alike, config.soft_weight)):
+                contrast = torch.stack([pair_contrast(*bits, target, config.tau_pair) for bits in prefixes]).mean()
+                terms[name] = weight * share * contrast
         yield Step("heads", terms)
