@@ -41,7 +41,6 @@ CHECKPOINT_FORMAT = 2
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
 MIN_VALIDATION = 4  # fewer validation rows choose nothing
 SCORE_NOISE = 0.01  # scores this close are equal, with a few hundred validation rows; the later epoch and setting win
-RECALL_WEIGHT = 0.75  # of own-pair recall in the score beside MAP and NDCG, which both are about labels
 COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows is reported
 
 Progress = Callable[[int, int, str], None]
@@ -318,9 +317,8 @@ class _Run:
     def _validate(self, method: Method) -> dict[str, float]:
         """Score of the validation rows; half of them query, the other half joins the train rows as database.
 
-        With labels: the weighted mean over both directions of MAP@all, NDCG@10 (label overlap) and, with weight
-        `RECALL_WEIGHT`, own-pair recall@10 over all these rows, so that neither the wrong neighbours nor a collapse
-        wins. Without: that recall alone.
+        With labels: the mean over both directions of MAP@all, NDCG@10 (label overlap) and own-pair recall@10 over all
+        these rows, so that neither the wrong neighbours nor a collapse wins. Without: that recall alone.
         """
         split, data = self.data.split, self.data
         half = len(split.validation) // 2
@@ -330,11 +328,10 @@ class _Run:
         heads = {"image": (method.image_head, data.image), "text": (method.text_head, data.text)}
         codes = {name: pack(binarize(relaxed_codes(head, x[everything]))) for name, (head, x) in heads.items()}
         result = {"distinct": metrics.distinct_share(codes["image"])}
-        scores, weights = [], []
+        scores = []
         for one, other in (("image", "text"), ("text", "image")):
             closer, tied = own_pair_ranks(codes[one][:half], codes[other], np.arange(half))
             scores.append(float(metrics.own_pair_recall_at_k(closer, tied, 10).mean()))
-            weights.append(RECALL_WEIGHT)
             if self._has_labels:
                 assert data.labels is not None
                 labels = data.labels
@@ -345,8 +342,7 @@ class _Run:
                     metrics.mean_average_precision(table),
                     metrics.mean_over_queries(metrics.ndcg_at_k(table, 10)),
                 ]
-                weights += [1.0, 1.0]
-        return result | {"score": float(np.average(scores, weights=weights))}
+        return result | {"score": float(np.mean(scores))}
 
     def _save(
         self,
