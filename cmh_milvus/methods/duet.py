@@ -60,7 +60,7 @@ from cmh_milvus.methods.base import (
     straight_through_sign,
 )
 
-PAIR_WEIGHTS = (0.05, 0.15)  # among which the validation rows choose; the second, if alike
+PAIR_WEIGHTS = (0.05, 0.12)  # among which the validation rows choose; the second, if alike
 SHOWN, FEWEST, MOST = 200_000, 20, 160  # pairs that training shows, and the bounds of its epochs
 
 
@@ -90,8 +90,8 @@ class DuetConfig:
         epochs: Passes over the train rows; 0 for as many as show 200,000 pairs, at least 20 and at most 160.
     """
 
-    pair_weight: float = 0.15
-    soft_weight: float = 2.0
+    pair_weight: float = 0.12
+    soft_weight: float = 2.5
     predict_weight: float = 3.0
     overlap_power: float = 1.0
     reach: float = 0.5
