@@ -60,7 +60,7 @@ from cmh_milvus.methods.base import (
     straight_through_sign,
 )
 
-PAIR_WEIGHTS = (0.05, 0.12)  # among which the validation rows choose; the second, if alike
+PAIR_WEIGHTS = (0.02, 0.12)  # among which the validation rows choose; the second, if alike
 SHOWN, FEWEST, MOST = 200_000, 20, 160  # pairs that training shows, and the bounds of its epochs
 
 
