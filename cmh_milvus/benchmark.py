@@ -16,6 +16,7 @@ from cmh_milvus.datasets.base import PairedFeatures, cut_validation
 from cmh_milvus.errors import DataError, SettingsError
 from cmh_milvus.evaluation import CROSS_MODAL, DIRECTION_LABELS, chance_level, evaluate_codes
 from cmh_milvus.methods import get_method, make_config
+from cmh_milvus.methods.base import Method
 from cmh_milvus.published import published_map
 from cmh_milvus.training import TrainingSettings, train
 
@@ -96,9 +97,9 @@ def run_benchmark(
         DataError: The results file is damaged.
         SettingsError: There is no such method or setting.
     """
-    configs = {text: _config(text, settings or {}) for text in methods}  # each once
+    given = {text: _given(text, settings or {}) for text in methods}  # each once
     chance: dict[str, float] = {}
-    cells = [Cell(*values) for values in product(data_sets, configs, lengths, range(seeds))]
+    cells = [Cell(*values) for values in product(data_sets, given, lengths, range(seeds))]
     kept = {(row["key"], row["data_fingerprint"], row["settings"]): row for row in _read(results)}
     rows = []
     for number, cell in enumerate(cells, start=1):
@@ -108,9 +109,10 @@ def run_benchmark(
             continue
         if cell.data not in chance:
             chance[cell.data] = chance_level(data)
-        identity = (cell.key, data.fingerprint, json.dumps(configs[cell.method], sort_keys=True))
+        config = _config(get_method(name), given[cell.method], data)
+        identity = (cell.key, data.fingerprint, json.dumps(config, sort_keys=True))
         if identity not in kept:
-            kept[identity] = _measured(cell, data, configs[cell.method], validation, device) | dict(
+            kept[identity] = _measured(cell, data, given[cell.method], validation, device) | dict(
                 zip(("key", "data_fingerprint", "settings"), identity, strict=True)
             )
             results.parent.mkdir(parents=True, exist_ok=True)
@@ -155,12 +157,19 @@ def _deviation(values: Sequence[float]) -> float:
     return stdev(values) if len(values) > 1 else math.nan
 
 
-def _config(text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings of a method given as for `parse_method`, with `settings` where it has them."""
+def _given(text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that a method is given: its own, as for `parse_method`, and those of `settings` that it has."""
     name, own = parse_method(text)
     method = get_method(name)
-    known = {key: value for key, value in settings.items() if hasattr(method.Config(), key)}
-    return asdict(make_config(method, known | own))
+    given = {key: value for key, value in settings.items() if hasattr(method.Config(), key)} | own
+    make_config(method, given)  # a wrong one is an error before anything runs
+    return given
+
+
+def _config(method: type[Method], given: Mapping[str, Any], data: PairedFeatures) -> dict[str, Any]:
+    """All settings of a run; where the validation rows choose, the values among which they do."""
+    left_open = method.left_open(data.labels is not None)
+    return asdict(make_config(method, given)) | {name: v for name, v in left_open.items() if name not in given}
 
 
 def _measured(

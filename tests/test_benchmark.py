@@ -20,7 +20,7 @@ from cmh_milvus.benchmark import parse_method, run_benchmark, summary
 from cmh_milvus.cli import cli
 from cmh_milvus.datasets.base import Split
 from cmh_milvus.errors import SettingsError
-from cmh_milvus.methods import list_methods
+from cmh_milvus.methods import duet, list_methods
 from cmh_milvus.published import published_map
 from cmh_milvus.report.benchmark import benchmark_table, plotted_length, read_rows, render_benchmark
 from cmh_milvus.report.plots import _label_points, bits_plot, recall_plot, seconds_plot
@@ -118,6 +118,27 @@ def test_a_new_default_is_run_again(small, tmp_path, monkeypatch):
     for ridge in (1.0, 1.0, 2.0):
         run_benchmark({"a": small}, ["scm"], [8], 1, tmp_path / "r.jsonl", settings={"ridge": ridge}, device="cpu")
     assert [given[2]["ridge"] for given in runs] == [1.0, 2.0]
+
+
+def test_what_a_method_leaves_open_is_chosen_unless_it_is_given(small, tmp_path, monkeypatch):
+    """The default's row is that of what `train` does by default; rows of other alternatives are run again."""
+    trained = []
+
+    def train(data, settings):
+        trained.append(dict(settings.method_settings))
+        return real(data, settings)
+
+    def run(*methods):
+        return run_benchmark({"a": small}, methods, [16], 1, tmp_path / "r.jsonl", settings={"epochs": 1}, device="cpu")
+
+    real = benchmark.train
+    monkeypatch.setattr(benchmark, "train", train)
+    rows = run("duet", "duet:pair_weight=0.5")
+    assert trained == [{"epochs": 1}, {"epochs": 1, "pair_weight": "0.5"}]
+    assert [json.loads(line["settings"])["pair_weight"] for line in rows] == [list(duet.PAIR_WEIGHTS), 0.5]
+    monkeypatch.setattr(duet, "PAIR_WEIGHTS", (0.3, 0.4))
+    run("duet", "duet:pair_weight=0.5")
+    assert len(trained) == 3
 
 
 def test_the_papers_figure_needs_its_protocol_its_sizes_and_default_settings(small, tmp_path, monkeypatch):
