@@ -223,6 +223,14 @@ def test_without_refit_the_heads_of_the_best_choice_are_kept(data, monkeypatch):
     assert same(trained, train(data, settings(validate_every=6, method_settings=OPEN | {"pair_weight": weight})))
 
 
+def test_map_counts_twice_in_the_score(data, monkeypatch):
+    monkeypatch.setattr(training.metrics, "mean_average_precision", lambda *_: 0.8)
+    monkeypatch.setattr(training.metrics, "mean_over_queries", lambda *_: 0.4)
+    monkeypatch.setattr(training.metrics, "own_pair_recall_at_k", lambda closer, tied, k: np.full(len(closer), 0.2))
+    trained = train(data, settings(validate_every=6))
+    assert trained.record["history"][-1]["score"] == pytest.approx((2 * 0.8 + 0.4 + 0.2) / 4)
+
+
 def test_of_settings_that_score_alike_the_last_is_taken(data, monkeypatch):
     scores = iter([0.9, 0.895])
     monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
