@@ -173,7 +173,7 @@ class HashHead(nn.Module):
         input_dropout: float,
         concept: int = 0,
     ) -> HashHead:
-        """A new head with batch-normalised hidden layers, its scaling taken from train features.
+        """A new head with batch-normalised hidden layers, on the train features' device and with their scaling.
 
         Args:
             features: float32 (n, in_dim) or (n, tokens, in_dim).
@@ -197,7 +197,7 @@ class HashHead(nn.Module):
                 concepts=n_bits if tokens and concept else 0,
                 concept=concept if tokens else 0,
             )
-        )
+        ).to(features.device)
         head.scaling.fit(item_vectors(features))
         if tokens:
             parts = features[:, 1:]

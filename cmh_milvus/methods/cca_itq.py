@@ -129,5 +129,6 @@ class CcaItq(Method):
         projections = torch.cat([projected(features, w) for features, w in zip(centred, maps, strict=True)])
         rotation = itq_rotation(projections, self.n_bits, self.config.iterations, generator)
         for head, mean, w in zip(heads, means, maps, strict=True):
-            head.output.weight.copy_((w @ rotation).T)
-            head.output.bias.copy_(-(mean.double() @ w @ rotation))
+            weight = (w @ rotation).T
+            head.output.weight.copy_(weight)
+            head.output.bias.copy_(-(weight @ mean.double()))

@@ -197,7 +197,7 @@ class MITH(Method):
         concept = config.token_concept if 3 in (train.image.ndim, train.text.ndim) else config.concept
         self.image_head = concept_head(train.image, n_bits, concept, config)
         self.text_head = concept_head(train.text, n_bits, concept, config)
-        self.register_buffer("output_mask", output_mask(n_bits, config.hidden, concept), persistent=False)
+        self.register_buffer("output_mask", output_mask(n_bits, config.hidden, concept).to(device), persistent=False)
         for head in (self.image_head, self.text_head):
             head.output.bias.requires_grad_(False).zero_()
             with torch.no_grad():

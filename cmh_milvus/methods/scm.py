@@ -122,5 +122,6 @@ class SCM(Method):
             white.append(scaled @ roots[-1].to(scaled.dtype))
         maps = sequential_directions(white[0], white[1], train.labels, self.n_bits)
         for head, mean, root, w in zip(heads, means, roots, maps, strict=True):
-            head.output.weight.copy_((root @ w).T)
-            head.output.bias.copy_(-(mean.double() @ root @ w))
+            weight = (root @ w).T
+            head.output.weight.copy_(weight)
+            head.output.bias.copy_(-(weight @ mean.double()))
