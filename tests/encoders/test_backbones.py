@@ -117,6 +117,15 @@ def test_local_clip_family(request, family, modality):
     np.testing.assert_array_equal(again.encode(items), features)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_clip_on_cuda(clip_folder, modality):
+    items = pictures() if modality == "image" else TEXTS
+    for tokens in ("", "-tokens"):
+        here, there = (load_backbone(f"clip{tokens}:{clip_folder}", modality, device) for device in ("cpu", "cuda"))
+        np.testing.assert_allclose(there.encode(items), here.encode(items), atol=1e-4)
+
+
 def test_clip_agrees_with_the_whole_model(clip_folder):
     """Cosines of our two sides are the logits of `CLIPModel.forward` on what `AutoProcessor` makes."""
     import transformers as hf

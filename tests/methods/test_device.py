@@ -12,6 +12,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 from cmh_milvus.comparison import codes_of
 from cmh_milvus.datasets.base import cut_validation
+from cmh_milvus.evaluation import evaluate_codes
 from cmh_milvus.methods import get_method, list_methods
 from cmh_milvus.training import TrainingSettings, train
 from tests.methods.conftest import small_settings
@@ -129,3 +130,18 @@ def test_trains_there_as_here(name, features, request):
     for modality in ("image", "text"):
         differing = np.bitwise_count(codes[modality] ^ expected[modality]).sum()  # activations near 0 may round apart
         assert differing < 0.001 * codes[modality].size * 8
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", list_methods())
+def test_trains_on_cuda(name, small_emoji):
+    """Not code by code as on the CPU, for its random numbers are others; as good as there, or nearly."""
+    settings = small_settings(get_method(name))
+    figures = {}
+    for device in ("cpu", "cuda"):
+        trained = train(small_emoji, TrainingSettings(name, 16, settings, device=device))
+        assert trained.record["device"] == device
+        assert {value.device.type for value in trained.image_head.state_dict().values()} == {"cpu"}
+        result = evaluate_codes(name, codes_of(trained, small_emoji), small_emoji)
+        figures[device] = result.directions["image_to_text"].estimates["MAP@all"].mean
+    assert figures["cuda"] > 0.85 * figures["cpu"]
