@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from cmh_milvus.datasets.base import Split
+from cmh_milvus.methods import get_method
 from cmh_milvus.methods.base import TrainData
+from cmh_milvus.training import TrainingSettings
 
 N_TRAIN, N_QUERY = 400, 60
 
@@ -31,6 +33,13 @@ def small_settings(method):
     if "negatives" in settings:
         settings["negatives"] = min(settings["negatives"], fields["negatives"])
     return settings
+
+
+def device_settings(name, device):
+    """A short training of a method on `device`."""
+    method = get_method(name)
+    settings = small_settings(method) | ({} if method.closed_form else {"epochs": 1})
+    return TrainingSettings(name, 16, settings, device=device)
 
 
 @pytest.fixture(scope="session")
