@@ -266,6 +266,7 @@ def test_table_of_a_benchmark():
     assert html.count("<tr>") == len(ROWS) + 1
     assert "0.710 <small>± 0.010</small>" in html
     assert "paper" not in html
+    assert "<th>seeds</th>" in html
     single = benchmark_table([row(deviation=math.nan, paper=0.7123)], ("data", "n_bits"))
     assert "±" not in single
     assert "0.712 / 0.712" in single
