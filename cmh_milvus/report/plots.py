@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from cmh_milvus.evaluation import CROSS_MODAL, DIRECTION_LABELS, Direction, EncoderResult, EvaluationReport
 
@@ -103,6 +103,8 @@ def recall_plot(rows: Sequence[Row], n_bits: int) -> str:
 
     chosen = [row for row in rows if row["n_bits"] == n_bits]
     figure, panels = _panels(chosen, "own R@10", columns=2, height=4.4)
+    for axes in panels.values():
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     _scatter(figure, panels, chosen, recall)
     return _svg(figure, f"MAP@all against own R@10 at {n_bits} bits")
 
