@@ -56,7 +56,7 @@ def test_trains_there_as_here(features, name, there):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", list_methods())
 def test_trains_on_cuda(name, small_emoji):
-    """Not code by code as on the CPU, for its random numbers are others: another seed moves SSAH's figure by a quarter."""
+    """As good as on the CPU, or nearly: its random numbers are others, and a seed moves SSAH's figure by a quarter."""
     settings = small_settings(get_method(name))
     figures = {}
     for device in ("cpu", "cuda"):
