@@ -62,6 +62,19 @@ def test_blocks_do_not_change_the_codes(method_class, small_train_data, monkeypa
         assert (few == many).float().mean() > 0.999
 
 
+@pytest.mark.parametrize("method_class", [CcaItq, CMFH, SCM])
+def test_activations_are_centred_on_bags_of_words(method_class, small_train_data):
+    """Scaling centres dense features but not sparse ones: there, the bias of the output layer has to."""
+    words = torch.rand(400, 50, generator=torch.Generator().manual_seed(0)) < torch.linspace(0.02, 0.4, 50)
+    train = TrainData(small_train_data.image, words.float(), small_train_data.labels)
+    method = method_class(train, 16, method_class.Config())
+    method.fit(train, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for head, features in ((method.image_head, train.image), (method.text_head, train.text)):
+            activations = head(features)
+            assert (activations.mean(dim=0).abs() < 1e-3 * activations.std(dim=0)).all()
+
+
 def test_itq_rotation_is_orthogonal_and_quantizes_better_than_chance(paired):
     projections = paired[0][:, :8]
 

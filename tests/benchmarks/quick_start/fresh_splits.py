@@ -18,18 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
+from cmh_milvus.benchmark import FIGURES
+from cmh_milvus.cli.sources import benchmark_sources
 from cmh_milvus.comparison import BASELINES, train_candidate
 from cmh_milvus.datasets.base import Split, cut_validation
-from cmh_milvus.datasets.emoji import EMOJI_FEATURES, load_emoji
-from cmh_milvus.demo import IMAGE_BACKBONE, N_BITS, N_VALIDATION, TEXT_BACKBONE
-from cmh_milvus.encoders.feature_cache import FeatureCache
+from cmh_milvus.demo import N_BITS, N_VALIDATION
 from cmh_milvus.evaluation import CROSS_MODAL, DIRECTION_LABELS, evaluate_codes
-from cmh_milvus.feature_extraction import extract_pairs, load_backbones
 from cmh_milvus.metrics import bootstrap_interval
 
 FOLDS = 8
 METHODS = ("duet", "dcmh", *BASELINES)
-FIGURES = ("MAP@all", "NDCG@10", "own R@10")
 
 
 def fold_splits(split):
@@ -79,13 +77,10 @@ def main():
     parser.add_argument("-o", "--output", type=Path, default=Path("fresh_splits.jsonl"))
     parser.add_argument("--folds", type=int, nargs="+", default=range(FOLDS), help="which to run, from 0")
     given = parser.parse_args()
-    emoji = load_emoji()
-    backbones = load_backbones(IMAGE_BACKBONE, TEXT_BACKBONE, "cpu")  # for their names: all features are cached
-    cache = FeatureCache(EMOJI_FEATURES, read_only=True)
-    data = extract_pairs(emoji, *backbones, split=emoji.split, cache=cache).features
+    data = benchmark_sources(["emoji"], "text")["emoji"]
     rows = [json.loads(line) for line in given.output.read_text().splitlines()] if given.output.exists() else []
     done = {(row["fold"], row["method"]) for row in rows}
-    for fold, split in enumerate(fold_splits(emoji.split)):
+    for fold, split in enumerate(fold_splits(data.split)):
         for method in METHODS:
             if fold in given.folds and (fold, method) not in done:
                 rows.append(measured(fold, method, dataclasses.replace(data, split=split)))
