@@ -169,8 +169,8 @@ class HashHead(nn.Module):
         features: Tensor,
         n_bits: int,
         hidden: tuple[int, ...],
-        dropout: float,
-        input_dropout: float,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
         concept: int = 0,
     ) -> HashHead:
         """A new head with batch-normalised hidden layers, on the train features' device and with their scaling.
