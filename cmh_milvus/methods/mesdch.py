@@ -25,8 +25,8 @@ Departures (authors' code in brackets):
   neighbouring columns alike, so that codes depend on the order of labels and words]; without that pyramid the paper's
   attention over its scales has nothing to act on.
 - Adam, and rate, width and epochs set for features [SGD, 10^-1.5 falling to 10^-6 over 500 epochs]. Eq. 2 has no
-  gradient where a cosine is negative: a rate that throws related codes that far apart loses them for good. On validation
-  rows with bags of words 2e-3 gave a fifth less MAP than 5e-4; 1e-3 with more epochs did as well as the smaller one.
+  gradient where a cosine is negative: a rate that throws related codes that far apart loses them for good. On
+  validation rows with bags of words 2e-3 gave a fifth less MAP than 5e-4; 1e-3 did as well as that, with more epochs.
 - The paper itself could not be read, only its abstract and the code, so its weights for data sets other than MIRFLICKR
   are unknown.
 - An item without labels has cosine 0 with all [division by zero]. All rows are encoded, in eval mode [the last partial
