@@ -4,7 +4,8 @@
 
 FOLDER holds checkouts of the repositories named in PUBLISHED; their functions are taken out of their files and run
 as they are, and those that are not found are left out. Published functions and the torch backend are timed on
-`--queries` queries and scaled linearly to the protocol; all else runs the protocol whole. Memory is that above the
+`--queries` queries and scaled linearly to the protocol; all else runs the protocol whole, the torch backend on CUDA too
+(where there is one: look at its wall time). Memory is that above the
 inputs, each evaluator in a process of its own (Linux). Both sides get OMP_NUM_THREADS threads.
 """
 
@@ -69,19 +70,25 @@ def synthetic(protocol, n_bits, seed=0):
 
 
 def ours(threads):
-    def expected(backend, *data):
-        return metrics.mean_average_precision(distance_table(*data, grading="binary", backend=backend, threads=threads))
+    import torch
+
+    def expected(backend, *data, device="cpu"):
+        table = distance_table(*data, grading="binary", backend=backend, threads=threads, device=device)
+        return metrics.mean_average_precision(table)
 
     def stable(backend, *data):
         return metrics.mean_over_queries(stable_average_precision(*data, backend=backend, threads=threads))
 
-    return {
+    evaluators = {
         "ours, compiled": functools.partial(expected, "compiled"),
         "ours, numpy": functools.partial(expected, "numpy"),
         "ours, torch": functools.partial(expected, "torch"),
         "ours, compiled, stable order": functools.partial(stable, "compiled"),
         "ours, numpy, stable order": functools.partial(stable, "numpy"),
     }
+    if torch.cuda.is_available():  # on the whole protocol; its wall time counts
+        evaluators["ours, torch on CUDA"] = functools.partial(expected, "torch", device="cuda")
+    return evaluators
 
 
 def published(folder):
