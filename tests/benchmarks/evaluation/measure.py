@@ -4,9 +4,9 @@
 
 FOLDER holds checkouts of the repositories named in PUBLISHED; their functions are taken out of their files and run
 as they are, and those that are not found are left out. Published functions and the torch backend are timed on
-`--queries` queries and scaled linearly to the protocol; all else runs the protocol whole, the torch backend on CUDA too
-(where there is one: look at its wall time). Memory is that above the
-inputs, each evaluator in a process of its own (Linux). Both sides get OMP_NUM_THREADS threads.
+`--queries` queries and scaled linearly to the protocol; all else runs the protocol whole, the torch backend on CUDA
+too, where there is one: its wall time is the one to read. Memory is that above the inputs, each evaluator in a process
+of its own (Linux). Both sides get OMP_NUM_THREADS threads.
 """
 
 import argparse
