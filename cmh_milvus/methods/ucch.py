@@ -24,7 +24,8 @@ Departures:
 - Narrower nets, for features, with batch normalisation. No early stopping by labels, which the authors' code has (it
   picks the epoch by the MAP of database rows).
 - AdamW and one cycle instead of Adam at 1e-4 and a clipped gradient; a strong decay, so that pairs are not learned by
-  heart: the loss tells every pair from all others, and label MAP of validation rows falls without it.
+  heart: the loss tells every pair from all others, and label MAP of validation rows falls without it. It is set for the
+  whole training, whose number of updates grows with the number of pairs.
 - Keys of the warm-up are the other modality's signs; the authors' code takes the signs of the mean code.
 """
 
@@ -56,7 +57,7 @@ class UcchConfig:
         warm_up: Epochs before the memory is used.
         hidden: Width of the hidden layers, two for images and one for texts [8192].
         learning_rate: Peak of the one-cycle schedule [1e-4, constant].
-        weight_decay: Of AdamW [1e-6].
+        shrinkage: Of all weights over the training: without gradients they would fall to e^-shrinkage [decay 1e-6].
         batch_size: Pairs a batch.
         epochs: Passes over the train rows [20].
     """
@@ -70,7 +71,7 @@ class UcchConfig:
     warm_up: int = 1
     hidden: int = 1024
     learning_rate: float = 3e-3
-    weight_decay: float = 6.0
+    shrinkage: float = 1.7
     batch_size: int = 256
     epochs: int = 16
 
@@ -146,11 +147,10 @@ class UCCH(Method):
 
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One over both nets."""
-        return {
-            "nets": AdamW(
-                self.parameters(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
-            )
-        }
+        config = self.config
+        steps = config.epochs * max(1, round(len(self.memory) / config.batch_size))
+        decay = config.shrinkage / (steps * config.learning_rate / 2)  # the mean rate of one cycle is half its peak
+        return {"nets": AdamW(self.parameters(), lr=config.learning_rate, weight_decay=decay, fused=True)}
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:
         """One cycle."""

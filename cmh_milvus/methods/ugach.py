@@ -70,7 +70,7 @@ class UgachConfig:
     negatives: int = 2
     pretraining: int = 20
     generator_passes: int = 2
-    hidden: int = 512
+    hidden: int = 1024
     dropout: float = 0.5
     input_dropout: float = 0.2
     learning_rate: float = 1e-3

@@ -1,12 +1,13 @@
 """Losses of the methods that learn from pairs, and of DUET, against slow references: values and gradients."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from cmh_milvus.methods import canon, cirh, cmfh, dgcpn, duet, lcmh, ucch, ugach
-from cmh_milvus.methods.base import label_similarity, nearest_rows
+from cmh_milvus.methods.base import TrainData, label_similarity, nearest_rows
 from tests.reference import methods_unsupervised as slow
 
 B, K = 6, 8
@@ -133,6 +134,23 @@ def test_ucch_memory_moves_towards_the_mean_code(codes):
     fast = ucch.remember(memory, x, y, rho=0.6)
     for i in range(B):
         assert torch.allclose(fast[i], slow.ucch_remember(memory[i], x[i], y[i], 0.6))
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(150, 50), (600, 50)])
+def test_ucch_weights_shrink_alike_whatever_the_number_of_pairs(n, batch_size):
+    config = ucch.UcchConfig(hidden=8, batch_size=batch_size, epochs=40, shrinkage=1.7)
+    torch.manual_seed(0)
+    method = ucch.UCCH(TrainData(torch.randn(n, 4), torch.randn(n, 4), None), 16, config)
+    (optimizer,) = method.optimizers().values()
+    for parameter in method.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    before = method.image_head.output.weight.detach().clone()
+    steps = config.epochs * n // batch_size
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = method.learning_rates(step / steps)["nets"]
+        optimizer.step()
+    fallen = method.image_head.output.weight / before
+    assert torch.allclose(fallen, torch.full_like(fallen, math.exp(-1.7)), rtol=0.05)
 
 
 def test_ucch_signs_of_zero_are_plus_one():
