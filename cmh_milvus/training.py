@@ -27,10 +27,12 @@ from numpy.typing import NDArray
 from cmh_milvus import metrics
 from cmh_milvus.codes import binarize, check_n_bits, pack
 from cmh_milvus.datasets.base import PairedFeatures
+from cmh_milvus.encoders.backbones import Modality, NetworkBackbone
 from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.hash_head import HashHead, relaxed_codes
 from cmh_milvus.encoders.tokens import item_vectors
 from cmh_milvus.errors import DataError, SettingsError
+from cmh_milvus.fine_tuning import OPTIMIZER, FineTuning
 from cmh_milvus.methods import DEFAULT_METHODS, get_method, make_config
 from cmh_milvus.methods.base import Method, TrainData
 from cmh_milvus.ranking import distance_table, own_pair_ranks
@@ -80,45 +82,61 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves: the two heads on the CPU in eval mode, and the record of how they came about."""
+    """What training leaves.
+
+    Attributes:
+        image_head: On the CPU, in eval mode.
+        text_head: Likewise.
+        record: How they came about, `training.json` of the encoder folder.
+        backbones: Those that were fine-tuned.
+    """
 
     image_head: HashHead
     text_head: HashHead
     record: dict[str, Any]
+    backbones: Mapping[Modality, NetworkBackbone] = field(default_factory=dict)
 
 
 def train(
     data: PairedFeatures,
     settings: TrainingSettings,
     *,
+    tuning: FineTuning | None = None,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train a method's hash heads on backbone features.
+    """Train a method's hash heads on backbone features, and the backbones too where `tuning` is given.
 
     Args:
         data: Features, labels and split. Without validation rows the last epoch is kept.
         settings: Method, code length, seed, device, early stopping.
+        tuning: The backbones that gave the features, and the items of all rows of `data`.
         checkpoint: File that keeps the state of an unfinished run; a run that finds one of its own goes on from it,
             and removes it at the end.
         progress: Called after each epoch.
 
     Returns:
-        The heads and the training record (`training.json` of the encoder folder).
+        The heads, the training record, and the fine-tuned backbones.
 
     Raises:
-        SettingsError: Unknown method or setting, impossible code length, or a checkpoint of another run.
+        SettingsError: Unknown method or setting, impossible code length, a checkpoint of another run, or backbones to
+            tune for a method that has a closed form.
         DataError: Too few train rows, no labels where the method needs them, or features that are not finite.
     """
     method_class = get_method(settings.method or DEFAULT_METHODS[data.labels is not None])
     config = make_config(method_class, settings.method_settings)
     _check(data, method_class)
-    run = _Run(data, settings, method_class, config, checkpoint, progress)
+    if tuning is not None and method_class.closed_form:
+        raise SettingsError(
+            f"method {method_class.name} has a closed form and cannot fine-tune backbones: choose another"
+        )
+    run = _Run(data, settings, method_class, config, tuning, checkpoint, progress)
     started = time.perf_counter()
     heads = run.fit_closed_form() if method_class.closed_form else run.fit_epochs()
     for head in heads:
         head.to("cpu").eval()
-    return Trained(*heads, run.record(time.perf_counter() - started))
+    record = run.record(time.perf_counter() - started)
+    return Trained(*heads, record, {} if tuning is None else tuning.tuned())
 
 
 def _check(data: PairedFeatures, method_class: type[Method]) -> None:
@@ -140,9 +158,11 @@ class _Run:
         settings: TrainingSettings,
         method_class: type[Method],
         config: Any,
+        tuning: FineTuning | None,
         checkpoint: Path | None,
         progress: Progress | None,
     ) -> None:
+        self.tuning = tuning
         self.data, self.settings, self.method_class, self.config = data, settings, method_class, config
         self.checkpoint, self.progress = checkpoint, progress
         self.device = resolve_device(settings.device)
@@ -159,6 +179,7 @@ class _Run:
             "config": dataclasses.asdict(self.config),
             "data": self.data.fingerprint,
             "split": self.data.split.fingerprint(),
+            "backbone_rate": self.tuning and self.tuning.rate,
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -228,7 +249,9 @@ class _Run:
                 method, _ = self._epochs(len(alternatives), "refit", rows, self.chosen_epoch, validate=False)
             else:
                 method, _ = self._make(split.train)
-                method.load_state_dict(chosen.weights)
+                if self.tuning is not None:
+                    self.tuning.start()
+                self._load_weights(method, chosen.weights)
         if self.checkpoint is not None:
             self.checkpoint.unlink(missing_ok=True)
         return method.image_head, method.text_head
@@ -240,8 +263,20 @@ class _Run:
         method, state = self._epochs(
             stage, note, split.train, self.epochs, validate=len(split.validation) >= MIN_VALIDATION
         )
-        weights = {key: value.detach().cpu().clone() for key, value in method.state_dict().items()}
-        return _Selected(state.best_score, state.best_epoch or state.epoch, weights, state.history)
+        return _Selected(state.best_score, state.best_epoch or state.epoch, self._copied(method), state.history)
+
+    def _weights(self, method: Method) -> dict[str, torch.Tensor]:
+        """Of the method, and of the backbones that learn."""
+        return method.state_dict() | ({} if self.tuning is None else self.tuning.state_dict())
+
+    def _copied(self, method: Method) -> dict[str, torch.Tensor]:
+        return {key: value.detach().cpu().clone() for key, value in self._weights(method).items()}
+
+    def _load_weights(self, method: Method, weights: Mapping[str, torch.Tensor]) -> None:
+        if self.tuning is not None:
+            self.tuning.load_state_dict(weights)
+        own = method.state_dict()
+        method.load_state_dict({key: value for key, value in weights.items() if key in own})
 
     def _epochs(
         self, stage: int, note: str, rows: NDArray[np.int64], epochs: int, *, validate: bool
@@ -251,7 +286,10 @@ class _Run:
         Best is the last epoch whose score comes within `SCORE_NOISE` of the highest so far.
         """
         method, train_data = self._make(rows)
-        optimizers = method.optimizers()
+        optimizers = dict(method.optimizers())
+        if self.tuning is not None:
+            optimizers[OPTIMIZER] = self.tuning.start()
+            train_data = self.tuning.train_data(train_data, rows)
         shuffle = torch.Generator().manual_seed(self.settings.seed)
         state = _StageState()
         self._resume(stage, method, optimizers, shuffle, state)
@@ -269,9 +307,7 @@ class _Run:
                 state.best_score = max(state.best_score, entry["score"])
                 if entry["score"] > state.best_score - SCORE_NOISE:
                     state.best_epoch = epoch + 1
-                    state.best_weights = {
-                        key: value.detach().cpu().clone() for key, value in method.state_dict().items()
-                    }
+                    state.best_weights = self._copied(method)
             state.history.append(entry)
             if self.progress is not None:
                 shown = ", ".join(f"{key} {value:.3f}" for key, value in entry.items() if key != "epoch")
@@ -280,7 +316,7 @@ class _Run:
                 self._save(stage, method, optimizers, shuffle, state)
                 saved = time.monotonic()
         if state.best_weights is not None:
-            method.load_state_dict(state.best_weights)
+            self._load_weights(method, state.best_weights)
         return method, state
 
     def _epoch(
@@ -294,13 +330,17 @@ class _Run:
     ) -> dict[str, float]:
         """One pass of every phase; mean loss terms of the epoch."""
         method.train()
+        moved = {name: _heads_moved(method, optimizer) for name, optimizer in optimizers.items()}
         n_batches = max(1, round(len(train_data) / self.config.batch_size))
         terms: dict[str, list[torch.Tensor]] = {}
         for phase in method.phases(epoch):
             order = torch.randperm(len(train_data), generator=shuffle).to(self.device)
             for number, index in enumerate(order.tensor_split(n_batches)):
                 done = (epoch + number / n_batches) / epochs
-                for name, rate in method.learning_rates(done).items():
+                rates = dict(method.learning_rates(done))
+                if self.tuning is not None:
+                    rates[OPTIMIZER] = self.tuning.learning_rate(done)
+                for name, rate in rates.items():
                     for group in optimizers[name].param_groups:
                         group["lr"] = rate
                 for step in method.steps(train_data.rows(index), phase):
@@ -308,8 +348,12 @@ class _Run:
                     optimizers[step.optimizer].zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizers[step.optimizer].step()
+                    if self.tuning is not None:
+                        self.tuning.after_step(moved[step.optimizer])
                     for name, term in step.terms.items():
                         terms.setdefault(name, []).append(term.detach())
+                if self.tuning is not None:
+                    self.tuning.after_batch(optimizers[OPTIMIZER])
             method.end_phase(phase)
         method.end_epoch(epoch)
         return {name: float(torch.stack(values).mean()) for name, values in terms.items()}
@@ -326,8 +370,10 @@ class _Run:
         order = np.random.default_rng(self.settings.seed).permutation(split.validation)
         query, database = order[:half], np.concatenate([order[half:], split.train])
         everything = np.concatenate([query, database])
-        heads = {"image": (method.image_head, data.image), "text": (method.text_head, data.text)}
-        codes = {name: pack(binarize(relaxed_codes(head, x[everything]))) for name, (head, x) in heads.items()}
+        codes = {
+            "image": self._codes("image", method.image_head, everything),
+            "text": self._codes("text", method.text_head, everything),
+        }
         result = {"distinct": metrics.distinct_share(codes["image"])}
         scores = []
         for one, other in (("image", "text"), ("text", "image")):
@@ -342,6 +388,12 @@ class _Run:
                 scores += 2 * [metrics.mean_average_precision(table)]
                 scores.append(metrics.mean_over_queries(metrics.ndcg_at_k(table, 10)))
         return result | {"score": float(np.mean(scores))}
+
+    def _codes(self, modality: Modality, head: HashHead, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        features = None if self.tuning is None else self.tuning.encode(modality, rows)
+        if features is None:
+            features = (self.data.image if modality == "image" else self.data.text)[rows]
+        return pack(binarize(relaxed_codes(head, features)))
 
     def _save(
         self,
@@ -358,7 +410,7 @@ class _Run:
             "format": CHECKPOINT_FORMAT,
             "identity": self.identity,
             "stage": stage,
-            "method": method.state_dict(),
+            "method": self._weights(method),
             "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
             "shuffle": shuffle.get_state(),
             "random": torch.get_rng_state(),
@@ -382,7 +434,7 @@ class _Run:
         content = self._checkpoint()
         if content is None or content["stage"] != stage:
             return
-        method.load_state_dict(content["method"])
+        self._load_weights(method, content["method"])
         for name, optimizer in optimizers.items():
             optimizer.load_state_dict(content["optimizers"][name])
         shuffle.set_state(content["shuffle"].cpu())
@@ -425,6 +477,7 @@ class _Run:
             "config": dataclasses.asdict(self.config),
             "n_bits": self.settings.n_bits,
             "seed": self.settings.seed,
+            "backbone_rate": 0.0 if self.tuning is None else self.tuning.rate,
             "refit_on_validation": bool(self.settings.refit and len(self.data.split.validation)),
             "chosen_epoch": self.chosen_epoch,
             "tried": self.tried,
@@ -445,6 +498,13 @@ class _Run:
             "device": self.device.type,
             "seconds": round(seconds, 2),
         }
+
+
+def _heads_moved(method: Method, optimizer: torch.optim.Optimizer) -> set[Modality]:
+    """Which of the method's heads an optimizer moves."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    heads: dict[Modality, HashHead] = {"image": method.image_head, "text": method.text_head}
+    return {name for name, head in heads.items() if any(id(one) in held for one in head.parameters())}
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,14 @@ def emoji_codes(encoder, emoji_features):
     return packed(encode_pairs(encoder, emoji_features))
 
 
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+    """A tiny CLIP model of random weights."""
+    from tests.tiny_models import save_model
+
+    return save_model(tmp_path_factory.mktemp("clip"), "clip")
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

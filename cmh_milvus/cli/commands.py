@@ -125,6 +125,8 @@ format_option = click.option(
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the method; repeatable.")
 @click.option("--image-backbone", help=f"{BACKBONES['image']}.  [default: clip]")
 @click.option("--text-backbone", help=f"{BACKBONES['text']}.  [default: clip]")
+@click.option("--full", is_flag=True, help="Train the backbones too, end to end; a matter of hours without a GPU.")
+@click.option("--backbone-rate", default=1e-5, show_default=True, help="Their peak learning rate, with --full.")
 @click.option("--queries", default=0.1, show_default=True, help="Share of pairs held out for `evaluate`.")
 @click.option("--validation", default=0.1, show_default=True, help="Share of the rest that chooses the epoch.")
 @click.option("--patience", default=0, help="Stop after so many looks at the validation rows without gain.")
@@ -141,6 +143,8 @@ def train(
     settings: Sequence[str],
     image_backbone: str | None,
     text_backbone: str | None,
+    full: bool,
+    backbone_rate: float,
     queries: float,
     validation: float,
     patience: int,
@@ -161,9 +165,11 @@ def train(
     Examples:
       cmh-milvus train products.csv --label-column category -o products-64
       cmh-milvus train photos/ --image-backbone efficientnet-lite2 --text-backbone all-minilm-l6-v2 -o photos-64
+      cmh-milvus train products.csv --label-column category --full --device cuda -o products-full
     """
     from cmh_milvus.codes import check_n_bits
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower
+    from cmh_milvus.fine_tuning import FineTuning
     from cmh_milvus.methods import get_method, make_config
     from cmh_milvus.training import TrainingSettings
     from cmh_milvus.training import train as train_heads
@@ -186,15 +192,22 @@ def train(
     data = loaded.features
     wanted = TrainingSettings(method, bits, changed, seed=seed, device=device, patience=patience)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
+    tuning = None
+    if full:
+        if loaded.pictures is None or loaded.texts is None:
+            raise SettingsError(f"{source} holds features, and --full trains on pictures and texts: give those")
+        tuning = FineTuning(*loaded.backbones, loaded.pictures, loaded.texts, backbone_rate)
     with progress_bar("training") as progress:
-        trained = train_heads(data, wanted, checkpoint=checkpoint, progress=progress)
+        trained = train_heads(data, wanted, tuning=tuning, checkpoint=checkpoint, progress=progress)
     record = trained.record
     record["split"] = {
         "query": [data.ids[row] for row in data.split.query],
         "validation": [data.ids[row] for row in data.split.validation],
     }
     encoder = CrossModalHashEncoder(
-        Tower(loaded.backbones[0], trained.image_head), Tower(loaded.backbones[1], trained.text_head), device="cpu"
+        Tower.of(trained.backbones.get("image", loaded.backbones[0]), trained.image_head),
+        Tower.of(trained.backbones.get("text", loaded.backbones[1]), trained.text_head),
+        device="cpu",
     )
     encoder.save_pretrained(output, training=record)
     failures_file = output.with_name(f"{output.name}.failures.jsonl")
@@ -446,7 +459,7 @@ def evaluate(
                 "data with the same --seed and --queries, or evaluate them one by one"
             )
     if encoders:
-        loaded = evaluation_source(source, columns, encoders[0], records[0].get("split"), device=device, cache=cache)
+        loaded = evaluation_source(source, columns, encoders[0], records[0].get("split"), cache=cache)
     else:
         loaded = training_source(
             source,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from cmh_milvus.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from cmh_milvus.datasets.base import Item, PairedDataset, PairedFeatures, Split
+    from cmh_milvus.encoders.backbones import Backbone
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder
     from cmh_milvus.encoders.feature_cache import FeatureCache
 
@@ -31,13 +32,15 @@ class Source:
 
     Attributes:
         features: With a split.
-        backbones: Descriptions of the image and the text backbone.
-        texts: The items' texts, where they are known.
+        backbones: Of pictures and of texts.
+        pictures: The items' picture files, where they are known.
+        texts: The items' texts, likewise.
         failures: (item id, reason) of what was left out.
     """
 
     features: PairedFeatures
-    backbones: tuple[Mapping[str, Any], Mapping[str, Any]]
+    backbones: tuple[Backbone, Backbone]
+    pictures: Sequence[Path] | None
     texts: Sequence[str] | None
     failures: Failures
 
@@ -69,6 +72,7 @@ def training_source(
 ) -> Source:
     """Features to train on: SOURCE's own split where it has one, else random shares held out."""
     from cmh_milvus.datasets.base import cut_split, cut_validation
+    from cmh_milvus.feature_extraction import load_backbones
 
     for name, share in (("--queries", queries), ("--validation", validation)):
         if not 0 <= share < 1:
@@ -87,8 +91,8 @@ def training_source(
         split = cut_split(len(dataset), n_query=n_query, n_validation=n_validation, seed=seed)
     train_texts = [dataset.items[row].text or "" for row in split.train]
     preferred = EMOJI_BACKBONES if source == EMOJI else (DEFAULT_BACKBONE, DEFAULT_BACKBONE)
-    image, text = image_backbone or preferred[0], text_backbone or preferred[1]
-    return _extract(dataset, failures, image, text, split, source, device, cache, train_texts)
+    names = image_backbone or preferred[0], text_backbone or preferred[1]
+    return _extract(dataset, failures, load_backbones(*names, device, train_texts), split, source, cache)
 
 
 def evaluation_source(
@@ -97,7 +101,6 @@ def evaluation_source(
     encoder: CrossModalHashEncoder,
     held_out: Mapping[str, Sequence[str]] | None,
     *,
-    device: str,
     cache: Path | None,
 ) -> Source:
     """Features to evaluate an encoder on.
@@ -107,13 +110,19 @@ def evaluation_source(
         columns: Column options.
         encoder: Whose backbones make the features.
         held_out: Ids of its "query" and "validation" rows; None if it keeps none.
-        device: Where to compute.
         cache: Folder of features.
 
     Raises:
         DataError: SOURCE has no split of its own, and the encoder's queries are not in it.
+        SettingsError: SOURCE holds features, and the encoder makes its own with fine-tuned backbones.
     """
+    from cmh_milvus.encoders.backbones import is_tuned
+
     if source.endswith(FEATURES_SUFFIX):
+        if any(is_tuned(tower.backbone_config) for tower in encoder.towers.values()):
+            raise SettingsError(
+                f"{source} holds features, and this encoder's backbones were fine-tuned: give pictures and texts"
+            )
         loaded = _features_file(source)
         own = loaded.features.split
         return _with_split(loaded, _split_by_ids(loaded.features.ids, held_out, source) if held_out else own)
@@ -124,8 +133,8 @@ def evaluation_source(
             f"nobody knows which rows of {source} are queries: neither the data nor the encoder's training.json say; "
             "train with `cmh-milvus train`, which holds some out"
         )
-    image, text = (encoder.towers[modality].backbone_config for modality in ("image", "text"))
-    return _extract(dataset, failures, image, text, split, source, device, cache, ())
+    backbones = encoder.backbone("image"), encoder.backbone("text")
+    return _extract(dataset, failures, backbones, split, source, cache)
 
 
 def benchmark_sources(sources: Sequence[str], text_key: str) -> dict[str, PairedFeatures]:
@@ -153,11 +162,14 @@ def _benchmark_features(source: str, text_key: str) -> PairedFeatures:
         from cmh_milvus.datasets.features import load_features
 
         return load_features(Path(source), text_key=text_key)
+    from cmh_milvus.feature_extraction import load_backbones
+
     if source != EMOJI:
         raise SettingsError(f"a benchmark runs on .npz files of features, or on {EMOJI}; got {source!r}")
     dataset, failures = _pairs(source, {})
     assert dataset.split is not None
-    return _extract(dataset, failures, *EMOJI_BACKBONES, dataset.split, source, "cpu", None, ()).features
+    backbones = load_backbones(*EMOJI_BACKBONES, "cpu")
+    return _extract(dataset, failures, backbones, dataset.split, source, None).features
 
 
 def _split_by_ids(ids: Sequence[str], held_out: Mapping[str, Sequence[str]], source: str) -> Split:
@@ -207,26 +219,24 @@ def feature_cache(source: str, folder: Path | None) -> FeatureCache | None:
 def _extract(
     dataset: PairedDataset,
     failures: Failures,
-    image: str | Mapping[str, Any],
-    text: str | Mapping[str, Any],
+    backbones: tuple[Backbone, Backbone],
     split: Split,
     source: str,
-    device: str,
     cache: Path | None,
-    train_texts: Iterable[str],
 ) -> Source:
-    from cmh_milvus.feature_extraction import extract_pairs, load_backbones
+    from cmh_milvus.feature_extraction import extract_pairs
 
-    backbones = load_backbones(image, text, device, train_texts)
     with progress_bar("encoding pictures") as progress:
         extracted = extract_pairs(
             dataset, *backbones, split=split, cache=feature_cache(source, cache), progress=progress
         )
-    text_of = {item.id: item.text or "" for item in dataset.items}
+    item_of = {item.id: item for item in dataset.items}
+    kept = [item_of[item] for item in extracted.features.ids]
     return Source(
         extracted.features,
-        (backbones[0].config(), backbones[1].config()),
-        [text_of[item] for item in extracted.features.ids],
+        backbones,
+        [item.image for item in kept if item.image is not None],
+        [item.text for item in kept if item.text is not None],
         failures + extracted.failures,
     )
 
@@ -238,7 +248,7 @@ def _features_file(source: str) -> Source:
     features = load_features(Path(source))
     image = load_backbone(f"precomputed:{'x'.join(map(str, features.image.shape[1:]))}", "image", "cpu")
     text = load_backbone(f"precomputed:{'x'.join(map(str, features.text.shape[1:]))}", "text", "cpu")
-    return Source(features, (image.config(), text.config()), None, [])
+    return Source(features, (image, text), None, None, [])
 
 
 def _with_split(loaded: Source, split: Split) -> Source:

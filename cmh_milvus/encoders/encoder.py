@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cmh_milvus.codes import BINARIZE_RULE, BIT_ORDER, binarize, check_n_bits, pack
-from cmh_milvus.encoders.backbones import Backbone, load_backbone
+from cmh_milvus.encoders.backbones import Backbone, NetworkBackbone, is_tuned, load_backbone
 from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig, relaxed_codes
 from cmh_milvus.errors import ArtefactError, SettingsError, UnsafeFile
@@ -50,18 +50,27 @@ class Tower:
     Attributes:
         backbone_config: What `load_backbone` makes the backbone of.
         head: The trained head, in eval mode.
+        weights: Of the backbone, where it was fine-tuned.
         loaded: The backbone by device, once it is loaded.
     """
 
     backbone_config: Mapping[str, Any]
     head: HashHead
+    weights: Mapping[str, torch.Tensor] | None = field(default=None, repr=False)
     loaded: dict[str, Backbone] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, backbone: Backbone, head: HashHead) -> Tower:
+        """The tower of a backbone, fine-tuned or not, and the head that was trained on it."""
+        config = backbone.config()
+        weights = backbone.weights() if isinstance(backbone, NetworkBackbone) and is_tuned(config) else None
+        return cls(config, head, weights)
 
     def backbone(self, modality: Modality, device: torch.device) -> Backbone:
         """The backbone on `device`."""
         key = str(device)
         if key not in self.loaded:
-            self.loaded[key] = load_backbone(self.backbone_config, modality, key)
+            self.loaded[key] = load_backbone(self.backbone_config, modality, key, self.weights)
         return self.loaded[key]
 
 
@@ -183,7 +192,7 @@ class CrossModalHashEncoder:
             for key in ("output.weight", "output.bias"):
                 weights[key] = weights[key][:n_bits].clone()
             head.load_state_dict(weights)
-            towers.append(Tower(tower.backbone_config, head))
+            towers.append(Tower(tower.backbone_config, head, tower.weights))
         return CrossModalHashEncoder(*towers, device=str(self.device))
 
     def config(self) -> dict[str, Any]:
@@ -207,9 +216,19 @@ class CrossModalHashEncoder:
             for key, value in tower.head.state_dict().items()
         }
 
+    def _backbone_weights(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{modality}_backbone.{key}": value
+            for modality, tower in self.towers.items()
+            for key, value in (tower.weights or {}).items()
+        }
+
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over canonical config and weights, hexadecimal: equal codes for equal items have equal ones."""
+        """SHA-256 over canonical config and weights, hexadecimal: equal codes for equal items have equal ones.
+
+        Fine-tuned weights of backbones are in it through the revisions that the config names.
+        """
         config = self.config()
         del config["cmh_milvus_version"]
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, ensure_ascii=False).encode())
@@ -241,7 +260,7 @@ class CrossModalHashEncoder:
             try:
                 partial.chmod(0o755)
                 write_json(partial / "config.json", self.config())
-                save_file(self._weights(), partial / "model.safetensors")
+                save_file(self._weights() | self._backbone_weights(), partial / "model.safetensors")
                 (partial / "model.safetensors").chmod(0o644)  # safetensors makes it private
                 if training is not None:
                     write_json(partial / "training.json", training)
@@ -288,9 +307,8 @@ class CrossModalHashEncoder:
                 described = config["towers"][modality]
                 head_config = described["head"] | {"hidden": tuple(described["head"]["hidden"])}
                 head = HashHead(HashHeadConfig(**head_config))
-                prefix = f"{modality}."
-                head.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-                towers.append(Tower(described["backbone"], head))
+                head.load_state_dict(_below(f"{modality}.", weights))
+                towers.append(Tower(described["backbone"], head, _below(f"{modality}_backbone.", weights) or None))
             encoder = cls(*towers, device=device)
         except FileNotFoundError as error:
             raise ArtefactError(f"{source} has no model.safetensors: the encoder folder is incomplete") from error
@@ -299,6 +317,10 @@ class CrossModalHashEncoder:
         if config["bit_order"] != BIT_ORDER or config["binarize"] != BINARIZE_RULE:
             raise ArtefactError(f"{source} packs bits in another way ({config['bit_order']}, {config['binarize']})")
         return encoder
+
+
+def _below(prefix: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
 def _check_sequence(items: object) -> None:

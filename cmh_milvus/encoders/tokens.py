@@ -45,9 +45,9 @@ def text_tokens(whole: Tensor, hidden: Tensor, is_word: Tensor, words: int) -> T
     """
     matrix = whole.new_zeros(len(whole), 1 + words, whole.shape[1])
     matrix[:, 0] = whole
-    for row, vectors, own in zip(matrix, hidden, is_word, strict=True):
+    for row, (vectors, own) in enumerate(zip(hidden, is_word, strict=True)):
         kept = F.normalize(vectors[own][:words], dim=1)
-        row[1 : 1 + len(kept)] = kept
+        matrix[row, 1 : 1 + len(kept)] = kept
     return matrix
 
 

@@ -71,7 +71,7 @@ class UcchConfig:
     warm_up: int = 1
     hidden: int = 1024
     learning_rate: float = 3e-3
-    shrinkage: float = 1.7
+    shrinkage: float = 2.2
     batch_size: int = 256
     epochs: int = 16
 
