@@ -28,13 +28,24 @@ from torch.optim import AdamW, Optimizer
 from cmh_milvus.encoders.backbones import Backbone, Modality, NetworkBackbone
 from cmh_milvus.encoders.tokens import item_vectors
 from cmh_milvus.errors import SettingsError
-from cmh_milvus.methods.base import Batch, TrainData, one_cycle
+from cmh_milvus.methods.base import Batch, Method, TrainData, one_cycle
 from cmh_milvus.pictures import open_picture
 
 OPTIMIZER = "backbones"
-WARM_UP = 0.1  # of the training, as the papers that fine-tune CLIP have it
+RATE = 1e-5  # what the papers that fine-tune CLIP take
+WARM_UP = 0.1  # of the training; likewise
 WEIGHT_DECAY = 0.01
 MAX_GRADIENT = 1.0  # its norm
+
+
+def check_tunable(method: type[Method]) -> None:
+    """Backbones must be able to learn by a method.
+
+    Raises:
+        SettingsError: It has a closed form.
+    """
+    if method.closed_form:
+        raise SettingsError(f"method {method.name} has a closed form, so no backbone learns by it: choose another")
 
 
 @dataclass
@@ -63,7 +74,7 @@ class FineTuning:
     """
 
     def __init__(
-        self, image: Backbone, text: Backbone, pictures: Sequence[Path], texts: Sequence[str], rate: float = 1e-5
+        self, image: Backbone, text: Backbone, pictures: Sequence[Path], texts: Sequence[str], rate: float = RATE
     ) -> None:
         if not rate > 0:
             raise SettingsError(f"backbones learn at a rate above 0, got {rate}")

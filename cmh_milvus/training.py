@@ -32,7 +32,7 @@ from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.hash_head import HashHead, relaxed_codes
 from cmh_milvus.encoders.tokens import item_vectors
 from cmh_milvus.errors import DataError, SettingsError
-from cmh_milvus.fine_tuning import OPTIMIZER, FineTuning
+from cmh_milvus.fine_tuning import OPTIMIZER, FineTuning, check_tunable
 from cmh_milvus.methods import DEFAULT_METHODS, get_method, make_config
 from cmh_milvus.methods.base import Method, TrainData
 from cmh_milvus.ranking import distance_table, own_pair_ranks
@@ -126,10 +126,8 @@ def train(
     method_class = get_method(settings.method or DEFAULT_METHODS[data.labels is not None])
     config = make_config(method_class, settings.method_settings)
     _check(data, method_class)
-    if tuning is not None and method_class.closed_form:
-        raise SettingsError(
-            f"method {method_class.name} has a closed form and cannot fine-tune backbones: choose another"
-        )
+    if tuning is not None:
+        check_tunable(method_class)
     run = _Run(data, settings, method_class, config, tuning, checkpoint, progress)
     started = time.perf_counter()
     heads = run.fit_closed_form() if method_class.closed_form else run.fit_epochs()

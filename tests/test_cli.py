@@ -559,3 +559,30 @@ def test_interrupted_training_goes_on(tmp_path, monkeypatch):
     assert not Path("enc").exists()
     assert lines(run(*arguments, "-o", "enc"))[0]["fingerprint"] == whole["fingerprint"]
     assert not Path("enc.checkpoint").exists()
+
+
+def test_backbones_that_were_trained_too(shop, clip_folder):
+    """Learned, stored and searched with the very backbones; a cache keeps theirs apart from the original ones."""
+    clip = f"clip:{clip_folder}"
+    options = ("--bits", "16", "--set", "epochs=2", "--set", "hidden=16", "--cache", "features", *COLUMNS)
+    both = ("--image-backbone", clip, "--text-backbone", clip)
+    done = run("train", shop, "-o", "full", "--full", "--backbone-rate", "1e-3", *both, *options)
+    assert done.exit_code == 3  # two pictures are bad
+    assert json.loads(Path("full/training.json").read_text())["backbone_rate"] == 1e-3
+    caches = len(list(Path("features").iterdir()))
+    stored = run("ingest", shop, "-m", "full", "--uri", "full.db", "--cache", "features", *COLUMNS)
+    assert lines(stored)[0]["ingested"] > 100
+    assert len(list(Path("features").iterdir())) == caches + 2
+    text = lines(run("query", "-m", "full", "--uri", "full.db", "--text", "red", "--top", "3"))
+    assert [hit["rank"] for hit in text] == [1, 2, 3]
+    evaluated = run("evaluate", shop, "-m", "full", "--cache", "features", "--uri", "full.db", *COLUMNS)
+    assert "MAP differs by 0.0e+00, 0 rows are missing" in evaluated.stderr
+    assert "fine-tuned" in run("info", "full").stdout
+
+
+def test_backbones_cannot_be_trained(tmp_path, shop):
+    np.savez("f.npz", image=np.eye(8), text=np.eye(8), query=[0], database=np.arange(1, 8))
+    fails(run("train", "f.npz", "-o", "x", "--full"), 2, "pictures and texts")
+    fails(run("train", shop, "-o", "x", "--full", "--method", "cmfh", *COLUMNS), 2, "closed form")
+    fails(run("train", shop, "-o", "x", "--backbone-rate", "1e-4", *COLUMNS), 2, "--full")
+    fails(run("train", shop, "-o", "x", "--full", "--backbone-rate", "0", *COLUMNS), 2, "backbone-rate")

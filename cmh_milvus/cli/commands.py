@@ -125,8 +125,12 @@ format_option = click.option(
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the method; repeatable.")
 @click.option("--image-backbone", help=f"{BACKBONES['image']}.  [default: clip]")
 @click.option("--text-backbone", help=f"{BACKBONES['text']}.  [default: clip]")
-@click.option("--full", is_flag=True, help="Train the backbones too, end to end; a matter of hours without a GPU.")
-@click.option("--backbone-rate", default=1e-5, show_default=True, help="Their peak learning rate, with --full.")
+@click.option("--full", is_flag=True, help="Train the backbones too, end to end; it takes a GPU, or hours.")
+@click.option(
+    "--backbone-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --full: their peak rate.  [default: 1e-5]",
+)
 @click.option("--queries", default=0.1, show_default=True, help="Share of pairs held out for `evaluate`.")
 @click.option("--validation", default=0.1, show_default=True, help="Share of the rest that chooses the epoch.")
 @click.option("--patience", default=0, help="Stop after so many looks at the validation rows without gain.")
@@ -144,7 +148,7 @@ def train(
     image_backbone: str | None,
     text_backbone: str | None,
     full: bool,
-    backbone_rate: float,
+    backbone_rate: float | None,
     queries: float,
     validation: float,
     patience: int,
@@ -169,15 +173,19 @@ def train(
     """
     from cmh_milvus.codes import check_n_bits
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower
-    from cmh_milvus.fine_tuning import FineTuning
+    from cmh_milvus.fine_tuning import RATE, FineTuning, check_tunable
     from cmh_milvus.methods import get_method, make_config
     from cmh_milvus.training import TrainingSettings
     from cmh_milvus.training import train as train_heads
 
     check_n_bits(bits)
     changed = _settings(settings)
-    if method is not None:
-        make_config(get_method(method), changed)  # before any picture is read
+    if backbone_rate is not None and not full:
+        raise click.UsageError("--backbone-rate needs --full: otherwise the backbones stay as they are")
+    if method is not None:  # before any picture is read
+        make_config(get_method(method), changed)
+        if full:
+            check_tunable(get_method(method))
     loaded = training_source(
         source,
         columns,
@@ -196,7 +204,7 @@ def train(
     if full:
         if loaded.pictures is None or loaded.texts is None:
             raise SettingsError(f"{source} holds features, and --full trains on pictures and texts: give those")
-        tuning = FineTuning(*loaded.backbones, loaded.pictures, loaded.texts, backbone_rate)
+        tuning = FineTuning(*loaded.backbones, loaded.pictures, loaded.texts, backbone_rate or RATE)
     with progress_bar("training") as progress:
         trained = train_heads(data, wanted, tuning=tuning, checkpoint=checkpoint, progress=progress)
     record = trained.record
