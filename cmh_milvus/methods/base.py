@@ -88,12 +88,15 @@ class TrainData:
 
     @property
     def image_vectors(self) -> Tensor:
-        """float32 (n, image_dim): one vector a picture, also where `image` holds tokens."""
+        """float32 (n, image_dim): one vector a picture, also where `image` holds tokens.
+
+        For graphs and targets: without a gradient, also where the backbones learn and that of `image` moves them.
+        """
         return item_vectors(self.image)
 
     @property
     def text_vectors(self) -> Tensor:
-        """float32 (n, text_dim): one vector a text."""
+        """float32 (n, text_dim): one vector a text, likewise."""
         return item_vectors(self.text)
 
     def rows(self, index: Tensor) -> Batch:
