@@ -167,8 +167,9 @@ def test_code_of_an_item_does_not_depend_on_its_batch(name, trained, small_emoji
             whole = head(torch.from_numpy(features[rows]))
             single = torch.cat([head(torch.from_numpy(features[row : row + 1])) for row in rows])
         # Sums are taken in another order; only activations within rounding of 0 may change their side.
-        assert torch.allclose(whole, single, atol=1e-4, rtol=1e-4)
-        decided = whole.abs() > 1e-3
+        scale = float(whole.std())
+        assert torch.allclose(whole, single, atol=1e-4 * scale, rtol=1e-4)
+        decided = whole.abs() > 1e-3 * scale
         assert decided.float().mean() > 0.95
         assert torch.equal((whole >= 0)[decided], (single >= 0)[decided])
 
