@@ -32,6 +32,7 @@ from cmh_milvus.methods.base import Batch, Method, TrainData, one_cycle
 from cmh_milvus.pictures import open_picture
 
 OPTIMIZER = "backbones"
+PREFIX = "fine_tuned_backbone."  # of their weights among those of a method
 RATE = 1e-5  # what the papers that fine-tune CLIP take
 WARM_UP = 0.1  # of the training; likewise
 WEIGHT_DECAY = 0.01
@@ -93,7 +94,7 @@ class FineTuning:
         self._read.clear()
         self.learning.clear()  # before the new copies are made
         self.learning |= {name: one.trainable() for name, one in self.original.items()}
-        return AdamW(self._parameters(), lr=self.rate, weight_decay=WEIGHT_DECAY, fused=True)
+        return AdamW(self._nets().parameters(), lr=self.rate, weight_decay=WEIGHT_DECAY, fused=True)
 
     def learning_rate(self, progress: float) -> float:
         """At `progress` in [0, 1] of the training."""
@@ -134,7 +135,7 @@ class FineTuning:
             sizes = [len(next(iter(inputs.values()))) for inputs in one.inputs]
             for inputs, gradient in zip(one.inputs, torch.split(one.gradient, sizes), strict=True):
                 self.learning[modality].features(inputs).backward(gradient)  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters(), MAX_GRADIENT)
+        nn.utils.clip_grad_norm_(self._nets().parameters(), MAX_GRADIENT)
         optimizer.step()
 
     def encode(self, modality: Modality, rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
@@ -155,14 +156,12 @@ class FineTuning:
             yield {key: torch.cat([inputs[key] for inputs in one_by_one]) for key in one_by_one[0]}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights of all backbones that learn."""
-        return nn.ModuleDict({name: one.net for name, one in self.learning.items()}).state_dict(prefix="backbone.")
+        """The weights of all backbones that learn; their names begin with `PREFIX`."""
+        return self._nets().state_dict(prefix=PREFIX)
 
     def load_state_dict(self, weights: Mapping[str, Tensor]) -> None:
         """Take weights that `state_dict` gave; others among them are passed over."""
-        for name, one in self.learning.items():
-            prefix = f"backbone.{name}."
-            one.net.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        self._nets().load_state_dict({k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)})
 
     def tuned(self) -> Mapping[Modality, NetworkBackbone]:
         """The backbones that have learned, under their new name and revision."""
@@ -171,8 +170,8 @@ class FineTuning:
             one.net.requires_grad_(False)
         return self.learning
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [parameter for one in self.learning.values() for parameter in one.net.parameters()]
+    def _nets(self) -> nn.ModuleDict:
+        return nn.ModuleDict({name: one.net for name, one in self.learning.items()})
 
 
 Fresh = Callable[[Modality, Tensor], Tensor | None]

@@ -32,7 +32,7 @@ from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.hash_head import HashHead, relaxed_codes
 from cmh_milvus.encoders.tokens import item_vectors
 from cmh_milvus.errors import DataError, SettingsError
-from cmh_milvus.fine_tuning import OPTIMIZER, FineTuning, check_tunable
+from cmh_milvus.fine_tuning import OPTIMIZER, PREFIX, FineTuning, check_tunable
 from cmh_milvus.methods import DEFAULT_METHODS, get_method, make_config
 from cmh_milvus.methods.base import Method, TrainData
 from cmh_milvus.ranking import distance_table, own_pair_ranks
@@ -273,8 +273,7 @@ class _Run:
     def _load_weights(self, method: Method, weights: Mapping[str, torch.Tensor]) -> None:
         if self.tuning is not None:
             self.tuning.load_state_dict(weights)
-        own = method.state_dict()
-        method.load_state_dict({key: value for key, value in weights.items() if key in own})
+        method.load_state_dict({key: value for key, value in weights.items() if not key.startswith(PREFIX)})
 
     def _epochs(
         self, stage: int, note: str, rows: NDArray[np.int64], epochs: int, *, validate: bool

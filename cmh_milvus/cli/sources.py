@@ -162,10 +162,10 @@ def _benchmark_features(source: str, text_key: str) -> PairedFeatures:
         from cmh_milvus.datasets.features import load_features
 
         return load_features(Path(source), text_key=text_key)
-    from cmh_milvus.feature_extraction import load_backbones
-
     if source != EMOJI:
         raise SettingsError(f"a benchmark runs on .npz files of features, or on {EMOJI}; got {source!r}")
+    from cmh_milvus.feature_extraction import load_backbones
+
     dataset, failures = _pairs(source, {})
     assert dataset.split is not None
     backbones = load_backbones(*EMOJI_BACKBONES, "cpu")

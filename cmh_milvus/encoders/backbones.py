@@ -223,16 +223,22 @@ class NetworkBackbone:
 
     def mark_tuned(self) -> None:
         """Take the name and the revision that the network's weights have earned."""
-        digest = hashlib.sha256()
-        for key, value in self.weights().items():
-            digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.numpy().tobytes())
+        digest = weights_digest(self.weights())
         self.name = self.name.removesuffix(_TUNED_NAME) + _TUNED_NAME
-        self.revision = f"{self.revision.partition(_TUNED)[0]}{_TUNED}{digest.hexdigest()[:16]}"
+        self.revision = f"{self.revision.partition(_TUNED)[0]}{_TUNED}{digest[:16]}"
 
     def weights(self) -> dict[str, Tensor]:
         """The network's weights by name, on the CPU."""
-        return {key: value.detach().cpu().contiguous() for key, value in sorted(self.net.state_dict().items())}
+        return {key: value.detach().cpu().contiguous() for key, value in self.net.state_dict().items()}
+
+
+def weights_digest(weights: Mapping[str, Tensor], before: bytes = b"") -> str:
+    """SHA-256 over `before` and weights on the CPU, whatever their order, hexadecimal."""
+    digest = hashlib.sha256(before)
+    for key, value in sorted(weights.items()):
+        digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def is_tuned(config: Mapping[str, Any]) -> bool:

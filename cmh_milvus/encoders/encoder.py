@@ -13,7 +13,6 @@ The fingerprint is the SHA-256 over the canonical config (less the package versi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -31,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cmh_milvus.codes import BINARIZE_RULE, BIT_ORDER, binarize, check_n_bits, pack
-from cmh_milvus.encoders.backbones import Backbone, NetworkBackbone, is_tuned, load_backbone
+from cmh_milvus.encoders.backbones import Backbone, NetworkBackbone, is_tuned, load_backbone, weights_digest
 from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig, relaxed_codes
 from cmh_milvus.errors import ArtefactError, SettingsError, UnsafeFile
@@ -231,11 +230,7 @@ class CrossModalHashEncoder:
         """
         config = self.config()
         del config["cmh_milvus_version"]
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, ensure_ascii=False).encode())
-        for key, value in sorted(self._weights().items()):
-            digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.numpy().tobytes())
-        return digest.hexdigest()
+        return weights_digest(self._weights(), json.dumps(config, sort_keys=True, ensure_ascii=False).encode())
 
     def save_pretrained(self, folder: Path | str, *, training: Mapping[str, Any] | None = None) -> None:
         """Write the encoder's folder; it appears whole or not at all.

@@ -167,7 +167,7 @@ def test_code_of_an_item_does_not_depend_on_its_batch(name, trained, small_emoji
             whole = head(torch.from_numpy(features[rows]))
             single = torch.cat([head(torch.from_numpy(features[row : row + 1])) for row in rows])
         # Sums are taken in another order; only activations within rounding of 0 may change their side.
-        scale = float(whole.std())
+        scale = min(1.0, float(whole.std()))
         assert torch.allclose(whole, single, atol=1e-4 * scale, rtol=1e-4)
         decided = whole.abs() > 1e-3 * scale
         assert decided.float().mean() > 0.95
