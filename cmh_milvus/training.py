@@ -1,6 +1,7 @@
 """One trainer for every method: seeds, device, validation, early stopping, checkpoints, resume.
 
-The codes of the validation rows choose the epoch; the query rows are never looked at. The validation database is
+The codes of the validation rows choose the epoch, and the settings that a method leaves open; each of these is tried in
+half the epochs, and the chosen one trained in full. The query rows are never looked at. The validation database is
 partly untrained (half of the validation rows join it), because a database that was all trained on rewards memorising.
 """
 
@@ -43,6 +44,7 @@ CHECKPOINT_FORMAT = 2
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
 MIN_VALIDATION = 4  # fewer validation rows choose nothing
 SCORE_NOISE = 0.01  # scores this close are equal, with a few hundred validation rows; the later epoch and setting win
+TRIAL_SHARE = 0.5  # of the epochs; each of several settings is tried that long
 COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows is reported
 
 Progress = Callable[[int, int, str], None]
@@ -226,23 +228,17 @@ class _Run:
         return method.image_head, method.text_head
 
     def fit_epochs(self) -> tuple[HashHead, HashHead]:
-        split = self.data.split
-        alternatives = self._alternatives()
-        if (content := self._checkpoint()) is not None:
-            self.ended = [_Selected(**selected) for selected in content["ended"]]
+        split, alternatives = self.data.split, self._alternatives()
+        several = len(alternatives) > 1
+        epochs = max(1, round(TRIAL_SHARE * self.epochs)) if several else self.epochs
+        refit = self.settings.refit and len(split.validation) > 0
         with torch.random.fork_rng():
-            for stage, self.config in enumerate(alternatives):
-                if stage >= len(self.ended):  # else a checkpoint has it
-                    self.ended.append(self._select(stage, len(alternatives)))
-            highest = max(one.score for one in self.ended)
-            best = max(stage for stage, one in enumerate(self.ended) if one.score > highest - SCORE_NOISE)
-            self.config, chosen = alternatives[best], self.ended[best]
+            chosen = self._best_of(alternatives, epochs)
+            if several and not refit:
+                chosen = self._select(len(alternatives), "select", self.epochs)
             self.chosen_epoch, self.history = chosen.epoch, chosen.history
-            self.tried = [
-                {name: getattr(config, name) for name in self._left_open()} | {"score": one.score}
-                for config, one in zip(alternatives, self.ended, strict=True)
-            ]
-            if self.settings.refit and len(split.validation):
+            if refit:
+                self.chosen_epoch = round(chosen.epoch * self.epochs / epochs)
                 rows = np.sort(np.concatenate([split.train, split.validation]))
                 method, _ = self._epochs(len(alternatives), "refit", rows, self.chosen_epoch, validate=False)
             else:
@@ -254,13 +250,27 @@ class _Run:
             self.checkpoint.unlink(missing_ok=True)
         return method.image_head, method.text_head
 
-    def _select(self, stage: int, stages: int) -> _Selected:
+    def _best_of(self, alternatives: Sequence[Any], epochs: int) -> _Selected:
+        """Train with each config for `epochs`; take the one that is best on the validation rows, or the only one."""
+        if (content := self._checkpoint()) is not None:
+            self.ended = [_Selected(**selected) for selected in content["ended"]]
+        for stage, self.config in enumerate(alternatives):
+            if stage >= len(self.ended):  # else a checkpoint has it
+                note = "select" if len(alternatives) == 1 else f"try {stage + 1}/{len(alternatives)}"
+                self.ended.append(self._select(stage, note, epochs))
+        highest = max(one.score for one in self.ended)
+        best = max(stage for stage, one in enumerate(self.ended) if one.score > highest - SCORE_NOISE)
+        self.config = alternatives[best]
+        self.tried = [
+            {name: getattr(config, name) for name in self._left_open()} | {"score": one.score}
+            for config, one in zip(alternatives, self.ended, strict=True)
+        ]
+        return self.ended[best]
+
+    def _select(self, stage: int, note: str, epochs: int) -> _Selected:
         """Train on the train rows; the epoch that is best on the validation rows."""
         split = self.data.split
-        note = "select" if stages == 1 else f"select {stage + 1}/{stages}"
-        method, state = self._epochs(
-            stage, note, split.train, self.epochs, validate=len(split.validation) >= MIN_VALIDATION
-        )
+        method, state = self._epochs(stage, note, split.train, epochs, validate=len(split.validation) >= MIN_VALIDATION)
         return _Selected(state.best_score, state.best_epoch or state.epoch, self._copied(method), state.history)
 
     def _weights(self, method: Method) -> dict[str, torch.Tensor]:

@@ -213,10 +213,28 @@ def test_validation_rows_choose_what_the_method_leaves_open(data, monkeypatch):
     assert same(trained, given)
 
 
-def test_without_refit_the_heads_of_the_best_choice_are_kept(data, monkeypatch):
-    scores = iter([0.9, 0.1])
+def test_choice_is_tried_in_half_the_epochs_and_trained_in_full(data, monkeypatch):
+    """The trial's best look was the second of three epochs; the whole run takes that share of six."""
+    scores = iter([0.1, 0.9, 0.5, 0.1, 0.2, 0.3])
+    monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
+    shown = []
+    trained = train(
+        data,
+        settings(validate_every=1, refit=True, method_settings=OPEN),
+        progress=lambda done, epochs, note: shown.append((note.split(":")[0], done, epochs)),
+    )
+    last = [max(line for line in shown if line[0] == note) for note in ("try 1/2", "try 2/2", "refit")]
+    assert last == [("try 1/2", 3, 3), ("try 2/2", 3, 3), ("refit", 4, 4)]
+    assert trained.record["chosen_epoch"] == 4
+    assert [entry["score"] for entry in trained.record["history"]] == [0.1, 0.9, 0.5]
+
+
+def test_without_refit_the_choice_is_trained_in_full_on_the_train_rows(data, monkeypatch):
+    scores = iter([0.9, 0.1, 0.8])
     monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
     trained = train(data, settings(validate_every=6, method_settings=OPEN))
+    assert trained.record["chosen_epoch"] == OPEN["epochs"]
+    assert [entry["score"] for entry in trained.record["tried"]] == [0.9, 0.1]
     monkeypatch.undo()
     weight = trained.record["config"]["pair_weight"]
     assert weight == Duet.left_open(has_labels=True)["pair_weight"][0]
@@ -232,7 +250,7 @@ def test_map_counts_twice_in_the_score(data, monkeypatch):
 
 
 def test_of_settings_that_score_alike_the_last_is_taken(data, monkeypatch):
-    scores = iter([0.9, 0.895])
+    scores = iter([0.9, 0.895, 0.9])
     monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
     trained = train(data, settings(validate_every=6, method_settings=OPEN))
     assert trained.record["config"]["pair_weight"] == Duet.left_open(has_labels=True)["pair_weight"][-1]
@@ -253,11 +271,19 @@ def test_default_method_suits_what_the_data_have(data):
     assert train(dataclasses.replace(data, labels=None), quick).record["method"] == "canon"
 
 
-@pytest.mark.parametrize(("epoch", "stage"), [(2, "select 1/2"), (3, "select 2/2"), (1, "refit")])
+@pytest.mark.parametrize(("epoch", "stage"), [(2, "try 1/2"), (1, "try 2/2"), (3, "refit")])
 def test_run_that_chooses_is_resumed_where_it_stopped(data, tmp_path, epoch, stage):
     chosen = settings(validate_every=1, refit=True, method_settings=OPEN | {"epochs": 4})
     unbroken = train(data, chosen)
     resumed = train_with_interruptions(data, chosen, tmp_path / "run.pt", [epoch], stage=stage)
+    assert same(unbroken, resumed)
+    assert {**unbroken.record, "seconds": 0} == {**resumed.record, "seconds": 0}
+
+
+def test_run_that_trains_its_choice_without_refit_is_resumed(data, tmp_path):
+    chosen = settings(validate_every=1, method_settings=OPEN | {"epochs": 4})
+    unbroken = train(data, chosen)
+    resumed = train_with_interruptions(data, chosen, tmp_path / "run.pt", [3], stage="select")
     assert same(unbroken, resumed)
     assert {**unbroken.record, "seconds": 0} == {**resumed.record, "seconds": 0}
 
