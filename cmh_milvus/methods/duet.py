@@ -101,7 +101,7 @@ class DuetConfig:
     tau_label: float = 1.6
     tau_pair: float = 0.8
     tau_text: float = 0.1
-    hidden: int = 2048
+    hidden: int = 4096
     dropout: float = 0.5
     input_dropout: float = 0.2
     learning_rate: float = 3e-3
