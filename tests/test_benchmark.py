@@ -245,6 +245,13 @@ def test_points_of_one_method_are_joined():
     assert segments(joined) == segments(apart) + 1
 
 
+def test_points_are_named_by_the_settings_that_differ():
+    shared = ("duet:hidden=64", "duet:hidden=64,pair_weight=0", "duet:hidden=64,pair_weight=1")
+    shown = texts(recall_plot([row(method=method) for method in ("duet", *shared, "dcmh:hidden=64")], 64))
+    named = [text for text in shown if "duet" in text or "=" in text]
+    assert named == ["duet", "hidden=64", "pair_weight=0", "pair_weight=1", "hidden=64"]
+
+
 def test_close_points_do_not_hide_each_others_names():
     figure = Figure(figsize=(10, 4))
     axes = figure.subplots()

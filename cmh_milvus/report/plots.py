@@ -95,7 +95,7 @@ def bits_plot(rows: Sequence[Row]) -> str:
 def recall_plot(rows: Sequence[Row], n_bits: int) -> str:
     """MAP@all against own R@10 at one code length: a panel a data set, a labelled point a method.
 
-    Points of one method with different settings are joined, and named by these settings.
+    Points of one method with different settings are joined, and named by the settings that differ.
     """
 
     def recall(row: Row) -> float:
@@ -176,15 +176,20 @@ def _scatter(figure: Figure, panels: Mapping[str, Axes], rows: Sequence[Row], x_
             axes.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=5, linewidth=1)
         axes.margins(x=0.18, y=0.08)
     figure.draw_without_rendering()  # the layout, which labels go by
+    names = _point_names([row["method"] for row in rows])
     for data, axes in panels.items():
-        _label_points(
-            axes,
-            [
-                (row["method"].partition(":")[2] or row["method"], x_of(row), row["MAP@all"])
-                for row in rows
-                if row["data"] == data
-            ],
-        )
+        _label_points(axes, [(names[row["method"]], x_of(row), row["MAP@all"]) for row in rows if row["data"] == data])
+
+
+def _point_names(methods: Sequence[str]) -> dict[str, str]:
+    """A method's name or, where it has settings, these; without those that all of its points with settings share."""
+    settings = {method: method.partition(":")[2].split(",") for method in methods if ":" in method}
+    names = {method: method for method in methods}
+    for method, given in settings.items():
+        alike = [set(other) for name, other in settings.items() if base_method(name) == base_method(method)]
+        shared = set.intersection(*alike) if len(alike) > 1 else set()
+        names[method] = ",".join([setting for setting in given if setting not in shared] or given)
+    return names
 
 
 def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
