@@ -64,7 +64,7 @@ class TrainingSettings:
         device: "auto", "cpu", "cuda", ...
         validate_every: Epochs between two looks at the validation rows.
         patience: Looks without gain after which training stops; 0 never stops early.
-        refit: After the epoch is chosen, train afresh on train and validation rows together for that many epochs.
+        refit: After the epoch is chosen, train afresh on train and validation rows together up to there.
     """
 
     method: str | None = None
@@ -121,13 +121,16 @@ def train(
         The heads, the training record, and the fine-tuned backbones.
 
     Raises:
-        SettingsError: Unknown method or setting, impossible code length, a checkpoint of another run, or backbones to
-            tune for a method that has a closed form.
-        DataError: Too few train rows, no labels where the method needs them, or features that are not finite.
+        SettingsError: Unknown method or setting, impossible code length or batch size, a checkpoint of another run, or
+            backbones to tune for a method that has a closed form.
+        DataError: Too few train rows, no labels where the method needs them, or features that are not finite or the
+            same in all rows.
     """
     method_class = get_method(settings.method or DEFAULT_METHODS[data.labels is not None])
     config = make_config(method_class, settings.method_settings)
     _check(data, method_class)
+    if not method_class.closed_form and config.batch_size < 2:
+        raise SettingsError(f"batch_size is at least 2, got {config.batch_size}: a batch is compared within itself")
     if tuning is not None:
         check_tunable(method_class)
     run = _Run(data, settings, method_class, config, tuning, checkpoint, progress)
@@ -147,6 +150,9 @@ def _check(data: PairedFeatures, method_class: type[Method]) -> None:
     for modality, features in (("image", data.image), ("text", data.text)):
         if not np.isfinite(features).all():
             raise DataError(f"the {modality} features of {data.name} hold NaN or infinity: clean them first")
+        first, *others = data.split.train
+        if all(np.array_equal(features[row], features[first]) for row in others):  # ends at the first that differs
+            raise DataError(f"the {modality} features of {data.name} are alike in all train rows: nothing to learn")
 
 
 class _Run:
@@ -338,7 +344,7 @@ class _Run:
         """One pass of every phase; mean loss terms of the epoch."""
         method.train()
         moved = {name: _heads_moved(method, optimizer) for name, optimizer in optimizers.items()}
-        n_batches = max(1, round(len(train_data) / self.config.batch_size))
+        n_batches = max(1, min(round(len(train_data) / self.config.batch_size), len(train_data) // 2))
         terms: dict[str, list[torch.Tensor]] = {}
         for phase in method.phases(epoch):
             order = torch.randperm(len(train_data), generator=shuffle).to(self.device)

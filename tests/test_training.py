@@ -367,6 +367,15 @@ def test_code_of_an_item_is_its_own(data):
     assert relaxed_codes(head, features[:0]).shape == (0, 16)
 
 
+def test_no_batch_is_one_row(data, monkeypatch):
+    seen = []
+    steps = Duet.steps
+    monkeypatch.setattr(Duet, "steps", lambda self, batch, phase: seen.append(len(batch)) or steps(self, batch, phase))
+    odd = dataclasses.replace(data, split=dataclasses.replace(data.split, train=data.split.train[:7]))
+    train(odd, settings(method_settings=QUICK | {"batch_size": 2, "epochs": 1}, refit=False))
+    assert seen == [3, 2, 2]
+
+
 def test_impossible_runs_are_refused_in_words(data):
     with pytest.raises(SettingsError, match="no method 'dream'"):
         train(data, settings(method="dream"))
@@ -374,6 +383,10 @@ def test_impossible_runs_are_refused_in_words(data):
         train(data, settings(method_settings={"colour": 1}))
     with pytest.raises(SettingsError, match="epochs of method duet is int"):
         train(data, settings(method_settings={"epochs": "many"}))
+    with pytest.raises(SettingsError, match="batch_size is at least 2, got 1"):
+        train(data, settings(method_settings={"batch_size": 1}))
+    with pytest.raises(DataError, match=r"text features .* alike in all train rows"):
+        train(dataclasses.replace(data, text=np.ones_like(data.text)), settings())
     with pytest.raises(SettingsError):
         settings(n_bits=12)
     with pytest.raises(SettingsError):

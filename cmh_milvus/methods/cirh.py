@@ -13,9 +13,9 @@ H_m = ReLU(BN(S v_m W_m)), a joint one over [v_I; v_T] with [[S, I], [I, S]], an
 
 Students, the hash functions, with B = sign H:
 
-    L2 = |h_I - B|^2 + |h_T - B|^2 + |h_I - h_T|^2 + dw (|S - cos h_I|^2 + |S - cos h_T|^2 + |S - h_I h_T|^2)  (5)
+    L2 = |h_I - B|^2 + |h_T - B|^2 + |h_I - h_T|^2 + dw (|S - cos h_I|^2 + |S - cos h_T|^2 + |S - cos h_IT|^2)  (5)
 
-Squares are means over entries; cos X is the matrix of cosines of X's rows.
+Squares are means over entries; cos X is the matrix of cosines of X's rows, cos h_IT that of h_I's rows with h_T's.
 
 symbol     variable               shape
 S          similarity             (b, b)
@@ -31,6 +31,7 @@ Departures:
 - "The K_s smallest entries of a row are 0" is done by one threshold a row, found block by block: nothing is n x n.
   The paper's K_s = 3,000 of 5,000 is `kept` = 0.4.
 - How H_J joins (the mean of its image and text half) and whose neighbours smooth (those of S1) is our reading.
+- Batch normalisation in the students' hidden layer.
 - Widths, rates and the number of epochs are set for features; AdamW and one cycle each for teacher and students.
 """
 

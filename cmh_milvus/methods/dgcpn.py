@@ -1,7 +1,7 @@
 """DGCPN: Deep Graph-neighbor Coherence Preserving Network (Yu et al., AAAI 2021, arXiv 2012.13538). Learns from pairs.
 
     pairwise      C = a1 F_T F_T^T + (1 - a1) F_I F_I^T                              cosines of the features       (1)
-    graph         P_ij ~ C_ij for the k nearest j of i, itself left out, rows sum to 1                            (2)
+    graph         P_ij ~ max(C_ij, 0) for the k nearest j of i, itself left out, rows sum to 1                    (2)
     coherence     D = P P^T                        how likely two random steps meet at one neighbour              (3)
     target        S = 2 ((1 - a2) C + a2 scale D) - 1                                                             (4)
 
@@ -23,7 +23,9 @@ L(sign F, G) for the text net. The squares are means over b^2 entries.
 Departures:
 - D is made batch by batch from sparse rows, P_b P_b^T. The paper's 5,000^2 matrix does not scale; the authors' k is
   2,000 of n = 5,000 (their option knn_number is 5,000 - k), here a share of n, at most `max_neighbours`.
-- scale is given as a multiple of k: P's entries are near 1 / k and so are D's. The paper's 4,000 is 2 k.
+- scale is given as a multiple of k + 1: P's entries are near 1 / k and so are D's. The paper's 4,000 is 2 k.
+- A negative C_ij gives no step from i to j; features that are never negative have none.
+- The nets have batch normalisation.
 - pull = 1.5, as the code has it; no cosine reaches it, so it is a constant pull.
 - a1, the optimizer, batch and number of epochs are set for features (AdamW and one cycle in place of SGD with
   momentum). C is of the features as the backbone gives them; scaled ones gave no better MAP on validation rows.

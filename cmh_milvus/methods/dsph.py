@@ -23,7 +23,7 @@ Departures (authors' code in brackets):
 - d is the Griesmer bound's, which holds for any K and number of labels [a spreadsheet of best known codes]. They agree
   for 21, 24 and 80 labels at 64 and 128 bits; for 80 or 255 labels on few bits t is up to .125 lower here.
 - Proxies learn with their own SGD as in the authors' code [rate .02, momentum .9, weight decay 5e-4]; `proxy_rate`.
-- alpha, the width and the number of epochs are set for features [alpha .8; 100 epochs].
+- The width and the number of epochs are set for features [100 epochs].
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ which has unit variance for random codes of any length, so that one temperature 
              of a label come close, the closer the more labels they share, and stay apart enough for eq. 2 to order them
     pairs    L_pair = cross entropy of softmax_j( s(a_i, b_j) / tau_pair ) against j = i, both ways             (2)
              (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748)
-    soft     L_soft = the same softmax against P_ij = softmax_j( cos(y_i, y_j) / tau_text ), y the text features (3)
+    soft     L_soft = the same softmax against P_ij = softmax_j( cos(y_i, y_j) / tau_text ), y the scaled texts   (3)
 
     predict  L_pred = mean binary cross entropy of a linear layer on each head's hidden layer against the labels  (4)
 
@@ -26,7 +26,7 @@ the same in both modalities; the targets stay those of i (mixup's input half: Zh
 symbol    variable              shape
 A, B      image_code, text_code (b, K)
 W         overlap               (b, b)
-y         batch.text            (b, text_dim)
+y         scaled text           (b, text_dim)   as the text head sees it, before any blend
 
 With `nested`, eq. 1 to 3 are the means over the codes' first 16, 32, 64, ... and K bits, so that a prefix of a code is
 itself a good code (as Kusupati et al. 2022, arXiv 2205.13147, do for floats).

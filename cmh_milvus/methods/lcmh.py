@@ -10,7 +10,7 @@ No code of the authors is public. This module follows the paper's abstract; what
 3. A bit is the side of the median of its direction on the train rows:  b = [ p W_m >= median ]          (*)  (3)
 
 symbol    variable                   shape
-x         features                   (n, d)
+x         scaled features            (n, d)
 m_l       centroids                  (k, d)
 p         memberships                (n, k)
 W_m       image_map, text_map        (k, K)

@@ -31,8 +31,8 @@ Departures (authors' code in brackets):
   tokens is not reproduced; the losses, the two codes, distillation and contrast at both grains are.
 - tanh is odd and rising, so sign(h^g + h^l) is the sign of the sum of the two activations: one hash head, whose output
   layer is W beside a block-diagonal part of the w_k.
-- Weights, epochs, rate and widths are set for features: the paper's contrast of 50 drowns the labels there, and its
-  quantisation and distillation freeze the codes early. AdamW, one cycle [30 epochs, 1e-3, 2e-6 for CLIP, warm-up 5 %].
+- Weights, rate and widths are set for features: the paper's contrast of 50 drowns the labels there, and its
+  quantisation and distillation freeze the codes early. AdamW, one cycle [1e-3, 2e-6 for CLIP, warm-up 5 %].
 - s is not clamped to 64; softplus needs no clamp. B is renewed each epoch.
 """
 

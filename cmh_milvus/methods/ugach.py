@@ -7,7 +7,7 @@ Both are two hash nets with relaxed codes h = sigmoid(activation) and distance d
     generator           p(o | q) = softmax_o( -d_G(q, o) ) over the candidates that are not positives of q   (2)
     discriminator       L_D = mean max(0, beta + d_D(q, o+) - d_D(q, o-)),  o- ~ p(. | q)                    (3)
     reward              r(o | q) = sigmoid( max(0, beta + d_D(q, o+) - d_D(q, o)) )                          (4)
-    policy gradient     L_G = - mean (r(o | q) - r_mean(q)) log p(o | q),  o ~ p(. | q)                      (5)
+    policy gradient     L_G = - mean (r(o | q) - r_mean) log p(o | q),  o ~ p(. | q), r_mean of the batch    (5)
 
 Queries of both modalities are used in each batch: q an image and o texts, then q a text and o images.
 
@@ -24,10 +24,13 @@ Algorithm: `pretraining` epochs of the discriminator on random negatives, then r
 Departures:
 - Eq. 5 is as the paper has it, log p over all candidates. The authors' code takes the softmax over the two sampled
   items alone, and has no baseline r_mean although every reward is at least 0.5.
+- The picks of a query differ from each other (drawn without replacement; the authors draw with it), and while the
+  generator learns, the discriminator judges with its dropout and batch statistics, as it learned.
 - Both retrieval directions train one model (the code trains one for each).
 - Neighbours by cosine of the scaled features instead of Euclidean distance of raw ones, found block by block.
 - Adam and batches instead of plain SGD on single queries: features need minutes, not days. The weight decay of 0.01
-  on the squared norm, which batches of one needed, becomes `weight_decay`. ReLU for the hidden tanh.
+  on the squared norm, which batches of one needed, becomes `weight_decay`. ReLU and batch normalisation for
+  the hidden tanh.
 """
 
 from __future__ import annotations

@@ -5,12 +5,14 @@ import torch
 
 from cmh_milvus.methods.base import TrainData
 from cmh_milvus.methods.dcmh import (
+    BLOCK,
     DCMH,
     DcmhConfig,
     bit_balance,
     label_similarity,
     negative_log_likelihood,
     quantization,
+    similarity_blocks,
 )
 from tests.reference import methods_supervised as reference
 
@@ -37,9 +39,11 @@ def test_similarity_is_a_shared_label(case):
 @pytest.mark.parametrize("n_labels", [1, 23, 24, 25, 72, 100])
 def test_similarity_of_any_number_of_labels(n_labels):
     """Labels are packed into words of bits: each label counts alone, at the words' borders as well."""
-    assert torch.equal(label_similarity(torch.eye(n_labels), torch.eye(n_labels)), torch.eye(n_labels))
-    labels = (torch.rand(40, n_labels, generator=torch.Generator().manual_seed(n_labels)) < 0.1).float()
-    assert torch.equal(label_similarity(labels[:7], labels), (labels[:7] @ labels.T > 0).float())
+    (alike,) = similarity_blocks(torch.eye(n_labels), torch.eye(n_labels), "any")
+    assert torch.equal(alike, torch.eye(n_labels))
+    labels = (torch.rand(BLOCK + 40, n_labels, generator=torch.Generator().manual_seed(n_labels)) < 0.1).float()
+    got = torch.cat(list(similarity_blocks(labels[:7], labels, "any")), dim=1)
+    assert got.tolist() == [[float(reference.shares_label(a, b)) for b in labels.tolist()] for a in labels[:7].tolist()]
 
 
 def test_estimated_likelihood_is_unbiased_and_its_gradient_exact():
