@@ -150,8 +150,8 @@ def _check(data: PairedFeatures, method_class: type[Method]) -> None:
     for modality, features in (("image", data.image), ("text", data.text)):
         if not np.isfinite(features).all():
             raise DataError(f"the {modality} features of {data.name} hold NaN or infinity: clean them first")
-        first, *others = data.split.train
-        if all(np.array_equal(features[row], features[first]) for row in others):  # ends at the first that differs
+        first = features[data.split.train[0]]
+        if all(np.array_equal(features[row], first) for row in data.split.train):  # ends at the first that differs
             raise DataError(f"the {modality} features of {data.name} are alike in all train rows: nothing to learn")
 
 
