@@ -201,10 +201,12 @@ class _Run:
             torch.from_numpy(image[rows]).to(self.device), torch.from_numpy(text[rows]).to(self.device), labels
         )
 
-    def _make(self, rows: NDArray[np.int64]) -> tuple[Method, TrainData]:
+    def _make(self, rows: NDArray[np.int64], epochs: int) -> tuple[Method, TrainData]:
+        """The method as it is before it learns from `rows` for `epochs`."""
         torch.manual_seed(self.settings.seed)
         train_data = self._train_data(rows)
-        return self.method_class(train_data, self.settings.n_bits, self.config).to(self.device), train_data
+        config = dataclasses.replace(self.config, epochs=epochs)
+        return self.method_class(train_data, self.settings.n_bits, config).to(self.device), train_data
 
     def _alternatives(self) -> list[Any]:
         """The configs among which the validation rows choose: one for each value of what is left open, or just one."""
@@ -229,7 +231,7 @@ class _Run:
     def fit_closed_form(self) -> tuple[HashHead, HashHead]:
         rows = np.sort(np.concatenate([self.data.split.train, self.data.split.validation]))
         with torch.random.fork_rng():
-            method, train_data = self._make(rows)
+            method, train_data = self._make(rows, self.epochs)
             method.fit(train_data, torch.Generator().manual_seed(self.settings.seed))
         return method.image_head, method.text_head
 
@@ -248,7 +250,7 @@ class _Run:
                 rows = np.sort(np.concatenate([split.train, split.validation]))
                 method, _ = self._epochs(len(alternatives), "refit", rows, self.chosen_epoch, validate=False)
             else:
-                method, _ = self._make(split.train)
+                method, _ = self._make(split.train, self.epochs)
                 if self.tuning is not None:
                     self.tuning.start()
                 self._load_weights(method, chosen.weights)
@@ -298,7 +300,7 @@ class _Run:
 
         Best is the last epoch whose score comes within `SCORE_NOISE` of the highest so far.
         """
-        method, train_data = self._make(rows)
+        method, train_data = self._make(rows, epochs)
         optimizers = dict(method.optimizers())
         if self.tuning is not None:
             optimizers[OPTIMIZER] = self.tuning.start()

@@ -4,11 +4,13 @@
     S2 = 2 / (1 + e^-S1) - 1 + I, made symmetric                                                          (2)
     S  = a2 S1 + (1 - a2) S2                                                                             (3)
 
-Teacher, which sees both modalities of a pair: features smoothed with two neighbours
-(0.7 x + 0.2 x_nearest + 0.1 x_second), v_m = unit(ReLU(BN(linear))) of width 512, graph layers
-H_m = ReLU(BN(S v_m W_m)), a joint one over [v_I; v_T] with [[S, I], [I, S]], and H = tanh(BN(linear [H_I, H_T, H_J])).
+Teacher, which sees both modalities of a pair, x being features smoothed by S (0.7 x + 0.2 x_nearest + 0.1 x_second):
 
-    L1 = recon (|x_I - dec_I(H)|^2 + |x_T - dec_T(H)|^2)
+    v_m = unit(ReLU(BN(x_m U_m)))              g_m = ReLU(BN(S v_m W_m)),  m in {I, T}
+    g_J = ReLU of the sum of both halves of BN([[S, I], [I, S]] [v_I; v_T] W_J)
+    H_m = BN([g_m, g_J] P_m)                   H_J = BN(g_J P_J)            H = tanh(BN([H_I, H_J, H_T] P))
+
+    L1 = recon (|x_I - dec_I(H + tanh H_I)|^2 + |x_T - dec_T(H + tanh H_T)|^2)
          + |S - cos H_I|^2 + |S - cos H_T|^2 + |S - cos H|^2 + |H - sign H|^2                             (4)
 
 Students, the hash functions, with B = sign H:
@@ -20,17 +22,18 @@ Squares are means over entries; cos X is the matrix of cosines of X's rows, cos 
 symbol     variable               shape
 S          similarity             (b, b)
 B          code_buffer            (n, K)   as the last teacher pass left it
-v_m, H_m   inside Teacher         (b, 512)
+v_m, g_m   inside Teacher         (b, 512)
+H_m, H     inside Teacher         (b, K)
 h_I, h_T   image_code, text_code  (b, K)
 
-Algorithm: `teacher_epochs` passes on L1, the last of which fills B by row number, then passes on L2.
+Algorithm: an epoch is a pass on L1, which fills B by row number, and a pass on L2.
 
 Departures:
-- S is made from the batch's own rows: the authors' second stage takes rows in their stored order while the batch is
-  shuffled, so S and the codes belong to different items there.
+- In the students' pass S is that of the batch's own rows: the authors' code takes rows in their stored order there
+  while the batch is shuffled, so S and the codes belong to different items.
 - "The K_s smallest entries of a row are 0" is done by one threshold a row, found block by block: nothing is n x n.
   The paper's K_s = 3,000 of 5,000 is `kept` = 0.4.
-- How H_J joins (the mean of its image and text half) and whose neighbours smooth (those of S1) is our reading.
+- Neighbours are the nearest and the second nearest row of the batch; the authors' code takes the second and the third.
 - Batch normalisation in the students' hidden layer.
 - Widths, rates and the number of epochs are set for features; AdamW and one cycle each for teacher and students.
 """
@@ -46,9 +49,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, nearest_rows, one_cycle, rows_at_a_time
+from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle, rows_at_a_time
 
-SMOOTHING = (0.7, 0.2, 0.1)  # weights of an item, its nearest and its second nearest
+SMOOTHING = (0.7, 0.2, 0.1)  # weights of an item, its nearest and its second nearest of the batch
+ROUNDING = 1e-5  # an inner product of two rows depends a little on what else is multiplied beside them
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,7 @@ class CirhConfig:
         learning_rate: Peak of the students' [5e-4, constant].
         weight_decay: Of AdamW [0].
         batch_size: Pairs a batch.
-        teacher_epochs: Passes on L1 [100].
-        epochs: Passes on L1 and L2 together [200].
+        epochs: Passes on L1, and as many on L2 [100].
     """
 
     a1: float = 0.3
@@ -86,8 +89,7 @@ class CirhConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     batch_size: int = 512
-    teacher_epochs: int = 10
-    epochs: int = 25
+    epochs: int = 20
 
 
 def joint_features(image: Tensor, text: Tensor, a1: float) -> Tensor:
@@ -106,7 +108,7 @@ def row_thresholds(unit: Tensor, kept: float, block: int = 1024) -> Tensor:
 def similarity_block(unit: Tensor, thresholds: Tensor, a2: float) -> Tensor:
     """Eq. 1 to 3 for a batch: joint features (b, d) and its rows' thresholds (b,) -> S (b, b)."""
     s1 = unit @ unit.T
-    s1 = s1.masked_fill(s1 < thresholds[:, None], 0.0)
+    s1 = s1.masked_fill(s1 < thresholds[:, None] - ROUNDING, 0.0)
     s2 = 2 * torch.sigmoid(s1) - 1 + torch.eye(len(s1), device=s1.device)
     return a2 * s1 + (1 - a2) * (s2 + s2.T) / 2
 
@@ -121,17 +123,29 @@ def signs(relaxed: Tensor) -> Tensor:
     return torch.where(relaxed.detach() >= 0, 1.0, -1.0)
 
 
+def smoothed(features: Tensor, similarity: Tensor) -> Tensor:
+    """Rows averaged with those of their neighbours: x (b, d), S (b, b) -> (b, d)."""
+    nearest = similarity.topk(min(len(SMOOTHING), len(similarity)), dim=1).indices  # (b, 3), the row itself first
+    return torch.stack([w * features[rows] for w, rows in zip(SMOOTHING, nearest.T, strict=False)]).sum(dim=0)
+
+
 class GraphLayer(nn.Module):
-    """ReLU(BN(S v W))."""
+    """BN(S v W)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, width, bias=False)
+        self.linear = nn.Linear(width, width)
         self.norm = nn.BatchNorm1d(width)
 
     def forward(self, graph: Tensor, nodes: Tensor) -> Tensor:
         """S (m, m), v (m, width) -> (m, width)."""
-        return F.relu(self.norm(graph @ self.linear(nodes)))
+        passed: Tensor = self.norm(graph @ self.linear(nodes))
+        return passed
+
+
+def normed(d_in: int, d_out: int) -> list[nn.Module]:
+    """A linear layer and batch normalisation."""
+    return [nn.Linear(d_in, d_out), nn.BatchNorm1d(d_out)]
 
 
 class Teacher(nn.Module):
@@ -140,27 +154,46 @@ class Teacher(nn.Module):
     def __init__(self, image_dim: int, text_dim: int, width: int, n_bits: int) -> None:
         super().__init__()
 
-        def encoder(dim: int) -> nn.Module:
-            return nn.Sequential(nn.Linear(dim, width), nn.BatchNorm1d(width), nn.ReLU())
-
         def decoder(dim: int) -> nn.Module:
-            return nn.Sequential(nn.Linear(n_bits, width), nn.ReLU(), nn.Linear(width, dim))
+            return nn.Sequential(*normed(n_bits, width), nn.ReLU(), *normed(width, dim))
 
-        self.image_encoder, self.text_encoder = encoder(image_dim), encoder(text_dim)
+        self.image_encoder = nn.Sequential(*normed(image_dim, width), nn.ReLU())
+        self.text_encoder = nn.Sequential(*normed(text_dim, width), nn.ReLU())
         self.image_graph, self.text_graph, self.joint_graph = GraphLayer(width), GraphLayer(width), GraphLayer(width)
-        self.code = nn.Sequential(nn.Linear(3 * width, n_bits), nn.BatchNorm1d(n_bits), nn.Tanh())
+        self.image_code = nn.Sequential(*normed(2 * width, n_bits))
+        self.text_code = nn.Sequential(*normed(2 * width, n_bits))
+        self.joint_code = nn.Sequential(*normed(width, n_bits))
+        self.code = nn.Sequential(*normed(3 * n_bits, n_bits), nn.Tanh())
         self.image_decoder, self.text_decoder = decoder(image_dim), decoder(text_dim)
 
     def forward(self, image: Tensor, text: Tensor, similarity: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Smoothed features and S of a batch -> H_I, H_T (b, width) and H (b, K)."""
-        v_image = F.normalize(self.image_encoder(image), dim=1)
-        v_text = F.normalize(self.text_encoder(text), dim=1)
-        h_image, h_text = self.image_graph(similarity, v_image), self.text_graph(similarity, v_text)
+        """Smoothed features x_m (b, d_m) and S (b, b) -> H_I, H_T and H, (b, K) each."""
+        v_image, v_text = F.normalize(self.image_encoder(image), dim=1), F.normalize(self.text_encoder(text), dim=1)
+        g_image, g_text = F.relu(self.image_graph(similarity, v_image)), F.relu(self.text_graph(similarity, v_text))
         itself = torch.eye(len(similarity), device=similarity.device)
         joint = torch.cat([torch.cat([similarity, itself], dim=1), torch.cat([itself, similarity], dim=1)])
         halves = self.joint_graph(joint, torch.cat([v_image, v_text])).tensor_split(2)
-        h: Tensor = self.code(torch.cat([h_image, h_text, (halves[0] + halves[1]) / 2], dim=1))
+        g_joint = F.relu(halves[0] + halves[1])
+        h_image = self.image_code(torch.cat([g_image, g_joint], dim=1))
+        h_text = self.text_code(torch.cat([g_text, g_joint], dim=1))
+        h: Tensor = self.code(torch.cat([h_image, self.joint_code(g_joint), h_text], dim=1))
         return h_image, h_text, h
+
+    def loss(
+        self, image: Tensor, text: Tensor, similarity: Tensor, reconstruction: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """L1 by its terms (eq. 4), and H: x_m (b, d_m), S (b, b) -> scalars, (b, K)."""
+        h_image, h_text, h = self(image, text, similarity)
+        image_again = self.image_decoder(h + torch.tanh(h_image))
+        text_again = self.text_decoder(h + torch.tanh(h_text))
+        terms = {
+            "reconstruction": reconstruction * (F.mse_loss(image_again, image) + F.mse_loss(text_again, text)),
+            "teacher_structure": torch.stack(
+                [F.mse_loss(cosines(x, x), similarity) for x in (h_image, h_text, h)]
+            ).sum(),
+            "quantization": F.mse_loss(h, signs(h)),
+        }
+        return terms, h
 
 
 def student_loss(
@@ -190,19 +223,16 @@ class CIRH(Method):
     Config = CirhConfig
     config: CirhConfig
 
-    neighbours: Tensor
     thresholds: Tensor
     code_buffer: Tensor
 
     def __init__(self, train: TrainData, n_bits: int, config: CirhConfig) -> None:
         super().__init__(train, n_bits, config)
-        self.train_data = train
         shape = (config.hidden,), config.dropout, config.input_dropout
         self.image_head = HashHead.fitted(train.image, n_bits, *shape)
         self.text_head = HashHead.fitted(train.text, n_bits, *shape)
         self.teacher = Teacher(train.image_vectors.shape[1], train.text_vectors.shape[1], config.width, n_bits)
         unit = joint_features(train.image_vectors, train.text_vectors, config.a1)
-        self.register_buffer("neighbours", nearest_rows(unit, len(SMOOTHING))[1], persistent=False)
         self.register_buffer("thresholds", row_thresholds(unit, config.kept), persistent=False)
         self.register_buffer("code_buffer", torch.ones(len(train), n_bits, device=train.image.device))
 
@@ -219,42 +249,28 @@ class CIRH(Method):
 
     def learning_rates(self, progress: float) -> Mapping[str, float]:
         """One cycle each."""
-        config, border = self.config, self.config.teacher_epochs / self.config.epochs
-        if progress < border:
-            return {"teacher": one_cycle(progress / border, config.teacher_rate)}
-        return {"students": one_cycle((progress - border) / max(1 - border, 1e-9), config.learning_rate)}
+        config = self.config
+        return {
+            "teacher": one_cycle(progress, config.teacher_rate),
+            "students": one_cycle(progress, config.learning_rate),
+        }
 
     def phases(self, epoch: int) -> Iterable[str]:
         """The teacher first."""
-        return ("teacher",) if epoch < self.config.teacher_epochs else ("students",)
+        return ("teacher", "students")
 
     def steps(self, batch: Batch, phase: str) -> Iterator[Step]:
         """One update of the teacher on L1, or of the students on L2."""
         config = self.config
         unit = joint_features(batch.image_vectors, batch.text_vectors, config.a1)
         similarity = similarity_block(unit, self.thresholds[batch.index], config.a2)
-        if phase == "students":
-            image_code, text_code = torch.tanh(self.image_head(batch.image)), torch.tanh(self.text_head(batch.text))
-            code = self.code_buffer[batch.index]
-            yield Step("students", student_loss(image_code, text_code, code, similarity, config.dw))
+        if phase == "teacher":
+            image = smoothed(self.image_head.scaling(batch.image_vectors), similarity)
+            text = smoothed(self.text_head.scaling(batch.text_vectors), similarity)
+            terms, h = self.teacher.loss(image, text, similarity, config.reconstruction)
+            self.code_buffer[batch.index] = signs(h)
+            yield Step("teacher", terms)
             return
-        image, text = self.image_head.scaling(batch.image_vectors), self.text_head.scaling(batch.text_vectors)
-        h_image, h_text, h = self.teacher(*self.smoothed(batch), similarity)
-        self.code_buffer[batch.index] = signs(h)
-        recon = F.mse_loss(self.teacher.image_decoder(h), image) + F.mse_loss(self.teacher.text_decoder(h), text)
-        structure = torch.stack([F.mse_loss(cosines(x, x), similarity) for x in (h_image, h_text, h)]).sum()
-        terms = {"reconstruction": config.reconstruction * recon, "teacher_structure": structure}
-        yield Step("teacher", terms | {"quantization": F.mse_loss(h, signs(h))})
-
-    def smoothed(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The batch's scaled features, averaged with their neighbours': (b, d_x), (b, d_y)."""
-        rows = self.neighbours[batch.index]  # (b, 3), the item itself first unless it has a twin
-        data = self.train_data
-        sides = ((self.image_head.scaling, data.image_vectors), (self.text_head.scaling, data.text_vectors))
-        image, text = (
-            torch.stack(
-                [w * scaling(x[rows[:, j]]) for j, w in zip(range(rows.shape[1]), SMOOTHING, strict=False)]
-            ).sum(dim=0)
-            for scaling, x in sides
-        )
-        return image, text
+        image_code, text_code = torch.tanh(self.image_head(batch.image)), torch.tanh(self.text_head(batch.text))
+        code = self.code_buffer[batch.index]
+        yield Step("students", student_loss(image_code, text_code, code, similarity, config.dw))

@@ -16,7 +16,8 @@ v          memory                (n, K)   starts as random signs
 sgn v_j    keys                  (b + m, K)
 M          matching              (b, b)
 
-Algorithm: `warm_up` epochs contrast within the batch, sgn v being the other modality's sgn h; then the memory is used.
+Algorithm: `warm_up` epochs contrast within the batch, sgn v being sgn(h^x + h^y), and fill the memory (rho = 1); then
+it is used.
 
 Departures:
 - The m negatives are drawn once for a batch instead of once for each of its rows: a matrix product replaces the gather
@@ -26,7 +27,6 @@ Departures:
 - AdamW and one cycle instead of Adam at 1e-4 and a clipped gradient; a strong decay, so that pairs are not learned by
   heart: the loss tells every pair from all others, and label MAP of validation rows falls without it. It is set for the
   whole training, whose number of updates grows with the number of pairs.
-- Keys of the warm-up are the other modality's signs; the authors' code takes the signs of the mean code.
 """
 
 from __future__ import annotations
@@ -166,21 +166,19 @@ class UCCH(Method):
         image_code = unit_code(self.image_head(batch.image))
         text_code = unit_code(self.text_head(batch.text))
         if phase == "warm_up":
-            drawn = batch.index[:0]
-            image_keys, text_keys = code_signs(text_code.detach()), code_signs(image_code.detach())
+            drawn, rho = batch.index[:0], 1.0
+            keys = code_signs((image_code + text_code).detach())
         else:
-            drawn = torch.randint(len(self.memory), (config.negatives,), device=batch.index.device)
-            image_keys = text_keys = code_signs(self.memory[torch.cat([batch.index, drawn])])
+            drawn, rho = torch.randint(len(self.memory), (config.negatives,), device=batch.index.device), config.rho
+            keys = code_signs(self.memory[torch.cat([batch.index, drawn])])
         itself = torch.ones(len(batch), len(batch), dtype=torch.bool, device=batch.index.device)
         is_other = torch.cat([itself, batch.index[:, None] != drawn[None, :]], dim=1)
         yield Step(
             "nets",
             {
-                "image_contrast": config.beta * contrast(image_code, image_keys, is_other, config.tau),
-                "text_contrast": config.beta * contrast(text_code, text_keys, is_other, config.tau),
+                "image_contrast": config.beta * contrast(image_code, keys, is_other, config.tau),
+                "text_contrast": config.beta * contrast(text_code, keys, is_other, config.tau),
                 "ranking": (1 - config.beta) * ranking(image_code @ text_code.T, config.margin, config.penalty),
             },
         )
-        self.memory[batch.index] = remember(
-            self.memory[batch.index], image_code.detach(), text_code.detach(), config.rho
-        )
+        self.memory[batch.index] = remember(self.memory[batch.index], image_code.detach(), text_code.detach(), rho)

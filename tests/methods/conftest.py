@@ -21,7 +21,6 @@ SMALL = {
     "negatives": 64,
     "clusters": 60,
     "pretraining": 12,
-    "teacher_epochs": 10,
 }
 """Settings that make any method quick; those that a method does not have are left out."""
 

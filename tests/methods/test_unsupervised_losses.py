@@ -204,17 +204,52 @@ def test_cirh_students(codes):
     assert_same(sum(fast.values()), slow.cirh_student_loss(*codes, code, similarity, 0.3), codes)
 
 
-def test_cirh_codes_and_similarities_belong_to_the_rows_of_the_batch():
-    """The authors' code takes S by position and codes by shuffled row; here both follow the row number."""
-    image, text = features(20, 6, 0).float(), features(20, 5, 1).float()
-    torch.set_default_dtype(torch.float32)
-    data = cirh.TrainData(image, text, None)
-    method = cirh.CIRH(data, 8, cirh.CirhConfig(width=16, hidden=16, teacher_epochs=1, epochs=2))
+def cirh_of_twenty():
+    data = TrainData(features(20, 6, 0) - 0.3, features(20, 5, 1) - 0.3, None)
+    torch.manual_seed(1)
+    return data, cirh.CIRH(data, 8, cirh.CirhConfig(kept=0.8, width=7, hidden=16)).double()
+
+
+def test_cirh_smoothing():
+    x, similarity = features(7, 4, 0), features(7, 7, 1) + 3 * torch.eye(7)
+    assert torch.allclose(cirh.smoothed(x, similarity), slow.cirh_smoothed(x, similarity))
+    assert torch.allclose(cirh.smoothed(x[:2], similarity[:2, :2]), 0.7 * x[:2] + 0.2 * x[[1, 0]])
+
+
+def test_cirh_teacher_on_a_batch():
+    """Eq. 1 to 4 as a step of training composes them, and the codes that the students are given."""
+    data, method = cirh_of_twenty()
+    rows = torch.tensor([17, 3, 8, 11, 0, 14])
     method.code_buffer.zero_()
+    (step,) = method.steps(data.rows(rows), "teacher")
+    layers = dict(method.teacher.named_modules())
+    names = {f"{m}_{part}": f"{m}_{part}.0" for m in ("image", "text") for part in ("encoder", "code")}
+    names |= {f"{m}_graph": f"{m}_graph.linear" for m in ("image", "text", "joint")}
+    names |= {f"{m}_decoder {i}": f"{m}_decoder.{3 * i}" for m in ("image", "text") for i in (0, 1)}
+    names |= {"joint_code": "joint_code.0", "code": "code.0"}
+    similarity = slow.cirh_similarity(data.image, data.text, rows.tolist(), 0.8, 0.3, 0.3)
+    image, text = (
+        slow.cirh_smoothed(head.scaling(x[rows]), similarity)
+        for head, x in ((method.image_head, data.image), (method.text_head, data.text))
+    )
+    weights = {name: layers[layer] for name, layer in names.items()}
+    expected, codes = slow.cirh_teacher(weights, image, text, similarity, 10.0)
+    assert_same(sum(step.terms.values()), expected, [layer.weight for layer in weights.values()])
+    assert torch.equal(method.code_buffer[rows], ucch.code_signs(codes))
+    assert not method.code_buffer[[i for i in range(20) if i not in rows.tolist()]].any()
+
+
+def test_cirh_students_on_a_batch():
+    """The authors' code takes S by position and codes by shuffled row; here both follow the row number."""
+    data, method = cirh_of_twenty()
+    method.eval()
+    method.code_buffer.copy_(ucch.code_signs(torch.randn(20, 8)))
     rows = torch.tensor([17, 3, 8, 11])
-    list(method.steps(data.rows(rows), "teacher"))
-    touched = (method.code_buffer != 0).any(dim=1).nonzero().flatten()
-    assert touched.tolist() == sorted(rows.tolist())
+    (step,) = method.steps(data.rows(rows), "students")
+    similarity = slow.cirh_similarity(data.image, data.text, rows.tolist(), 0.8, 0.3, 0.3)
+    h_image, h_text = torch.tanh(method.image_head(data.image[rows])), torch.tanh(method.text_head(data.text[rows]))
+    expected = slow.cirh_student_loss(h_image, h_text, method.code_buffer[rows], similarity, 0.01)
+    assert_same(sum(step.terms.values()), expected, [method.image_head.output.weight, method.text_head.output.weight])
 
 
 # LCMH

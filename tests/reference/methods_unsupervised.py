@@ -132,6 +132,65 @@ def cirh_similarity(image, text, rows, kept, a1, a2):
     return s
 
 
+def cirh_smoothed(features, similarity):
+    """0.7 of each row, 0.2 of that of the largest other S, 0.1 of the next."""
+    rows = []
+    for i in range(len(features)):
+        first, second = sorted((j for j in range(len(features)) if j != i), key=lambda j: -float(similarity[i, j]))[:2]
+        rows.append(0.7 * features[i] + 0.2 * features[first] + 0.1 * features[second])
+    return torch.stack(rows)
+
+
+def normalized_columns(rows):
+    """Batch normalisation, before it learns a scale."""
+    columns = []
+    for column in rows.T:
+        mean = sum(column) / len(column)
+        variance = sum((value - mean) ** 2 for value in column) / len(column)
+        columns.append((column - mean) / torch.sqrt(variance + 1e-5))
+    return torch.stack(columns, dim=1)
+
+
+def cirh_teacher(weights, image, text, similarity, recon):
+    """L1 and H of smoothed features. `weights` gives a layer's x -> x W + b by its name."""
+    b = len(similarity)
+
+    def unit(rows):
+        return torch.stack([row / torch.sqrt((row**2).sum()) for row in rows])
+
+    def rectified(rows):
+        return rows * (rows > 0)
+
+    def neighbours(v):
+        return torch.stack([sum(similarity[i, j] * v[j] for j in range(b)) for i in range(b)])
+
+    v = {
+        m: unit(rectified(normalized_columns(weights[f"{m}_encoder"](x))))
+        for m, x in (("image", image), ("text", text))
+    }
+    moved = {m: weights[f"{m}_graph"](v[m]) for m in v}
+    g = {m: rectified(normalized_columns(neighbours(moved[m]))) for m in v}
+    joint = {m: weights["joint_graph"](v[m]) for m in v}
+    halves = normalized_columns(
+        torch.cat([neighbours(joint["image"]) + joint["text"], joint["image"] + neighbours(joint["text"])])
+    )
+    g_joint = rectified(halves[:b] + halves[b:])
+    h = {m: normalized_columns(weights[f"{m}_code"](torch.cat([g[m], g_joint], dim=1))) for m in v}
+    h_joint = normalized_columns(weights["joint_code"](g_joint))
+    whole = torch.tanh(normalized_columns(weights["code"](torch.cat([h["image"], h_joint, h["text"]], dim=1))))
+    total = 0.0
+    for m, x in (("image", image), ("text", text)):
+        hidden = rectified(normalized_columns(weights[f"{m}_decoder 0"](whole + torch.tanh(h[m]))))
+        again = normalized_columns(weights[f"{m}_decoder 1"](hidden))
+        total = total + recon * ((again - x) ** 2).sum() / x.numel()
+    for codes in (h["image"], h["text"], whole):
+        for i in range(b):
+            for j in range(b):
+                total = total + (cosine(codes[i], codes[j]) - similarity[i, j]) ** 2 / b**2
+    nearest_sign = torch.tensor([[1.0 if value >= 0 else -1.0 for value in row] for row in whole])
+    return total + ((whole - nearest_sign) ** 2).sum() / whole.numel(), whole
+
+
 def cirh_student_loss(image_code, text_code, code, similarity, dw):
     b, n_bits = code.shape
     total = 0.0
