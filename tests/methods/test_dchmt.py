@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cmh_milvus.methods import dchmt
+from cmh_milvus.methods.base import TrainData
 from cmh_milvus.methods.dcmh import label_similarity
 from tests.reference import methods_supervised as reference
 
@@ -19,6 +20,20 @@ def test_loss_and_its_gradients_equal_the_loops(theta):
     slow = reference.dchmt_loss(image, text, labels, theta)
     torch.testing.assert_close(ours, slow)
     torch.testing.assert_close(torch.autograd.grad(ours, (image, text)), torch.autograd.grad(slow, (image, text)))
+
+
+def test_a_step_adds_both_modalities_and_what_is_between():
+    draw = {"generator": torch.Generator().manual_seed(4)}
+    labels = (torch.rand(9, 4, **draw) < 0.4).float()
+    data = TrainData(torch.randn(9, 7, **draw), torch.randn(9, 5, **draw), labels)
+    method = dchmt.DCHMT(data, 8, dchmt.DchmtConfig(hidden=4, theta=0.6)).eval()
+    batch = data.rows(torch.tensor([5, 0, 2, 8]))
+    (step,) = method.steps(batch, "joint")
+    image, text = method.image_head(batch.image), method.text_head(batch.text)
+    assert step.terms.keys() == {"between", "images", "texts"}
+    for name, sides in (("between", (image, text)), ("images", (image, image)), ("texts", (text, text))):
+        slow = reference.dchmt_loss(*sides, batch.labels, 0.6)
+        torch.testing.assert_close(step.terms[name], slow, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_sure_codes_are_apart_by_twice_the_hamming_distance():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cmh_milvus.methods import dsph
+from cmh_milvus.methods.base import TrainData
 from tests.reference import methods_supervised as reference
 
 
@@ -40,6 +41,35 @@ def test_irrelevant_loss_and_its_gradients_equal_the_loops(case):
 def test_no_such_pair_costs_nothing(case):
     codes, others, _, _ = case
     assert dsph.irrelevant_loss(codes, others, dsph.irrelevant_pairs(torch.eye(6)[:, :5].double()), 0.0) == 0
+
+
+def test_a_step_moves_heads_and_proxies_by_eq_4(case):
+    *_, labels = case
+    labels[0], labels[1] = torch.tensor([1.0, 1, 0, 0, 0]), torch.tensor([0.0, 0, 1, 1, 0])
+    data = TrainData(torch.randn(6, 7), torch.randn(6, 9), labels.float())
+    method = dsph.DSPH(data, 8, dsph.DsphConfig(hidden=4, alpha=0.6)).eval().double()
+    method.threshold = -0.2
+    batch = TrainData(data.image.double(), data.text.double(), labels).rows(torch.tensor([4, 0, 3, 1]))
+    heads, proxies = method.steps(batch, "joint")
+    image, text = torch.tanh(method.image_head(batch.image)), torch.tanh(method.text_head(batch.text))
+    near = {
+        f"{m}_proxy": (reference.dsph_proxy_loss, codes, method.proxies)
+        for m, codes in (("image", image), ("text", text))
+    }
+    expected = {name: loss(codes, others, batch.labels, -0.2) for name, (loss, codes, others) in near.items()}
+    sides = [(image, image), (text, text), (image, text)]
+    expected["irrelevant"] = 0.6 * sum(reference.dsph_irrelevant_loss(u, v, batch.labels, -0.2) for u, v in sides)
+    assert expected["irrelevant"] > 0
+    assert heads.optimizer == "heads"
+    assert heads.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(heads.terms[name], value, msg=name)
+    assert proxies.optimizer == "proxies"
+    (loss,) = proxies.terms.values()
+    torch.testing.assert_close(loss, expected["image_proxy"] + expected["text_proxy"])
+    loss.backward()
+    assert method.proxies.grad.abs().sum() > 0
+    assert method.image_head.output.weight.grad is None, "the proxies' step is theirs alone"
 
 
 def test_labels_in_another_order_change_nothing(case):

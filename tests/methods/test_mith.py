@@ -54,6 +54,38 @@ def test_contrast_of_pairs_and_of_concepts(draw):
     check(mith.contrast(first, second, 0.2), slow, first, second)
 
 
+def test_a_step_is_eq_7_with_the_whole_sets_codes(draw):
+    labels = (torch.rand(10, 3, **draw) < 0.5).float()
+    data = TrainData(torch.randn(10, 7), torch.randn(10, 6), labels)
+    weights = {"local": 0.3, "whole": 0.7, "quantization": 1.3, "contrast": 0.4, "distillation": 0.6}
+    config = mith.MithConfig(hidden=5, concept=3, temperature=0.3, concept_weight=0.2, **weights)
+    method = mith.MITH(data, 8, config).eval()
+    batch = data.rows(torch.tensor([7, 0, 3]))
+    (step,) = method.steps(batch, "joint")
+    image, text = mith.split_head(method.image_head, batch.image, 5), mith.split_head(method.text_head, batch.text, 5)
+    for buffer, codes in ((method.image_local, image.local), (method.text_whole, text.whole)):
+        assert torch.equal(buffer[batch.index], codes), "the batch's fresh codes are in before they are compared"
+
+    def likelihood(buffer, codes):
+        return reference.likelihood_sum(codes, buffer, batch.labels, labels) / 30
+
+    def quantization(parts):
+        return reference.square_sum((parts.whole + parts.local) / 2, method.code_buffer[batch.index]) / 24
+
+    concepts = sum(reference.info_nce(image.concepts[i], text.concepts[i], 0.3) for i in range(3)) / 3
+    expected = {
+        "local": likelihood(method.image_local, image.local) + likelihood(method.text_local, text.local),
+        "whole": likelihood(method.image_whole, text.whole) + likelihood(method.text_whole, image.whole),
+        "quantization": quantization(image) + quantization(text),
+        "contrast": reference.info_nce(image.vector, text.vector, 0.3) + 0.2 * concepts,
+        "distillation": sum(reference.mith_distillation(parts.whole, parts.local) for parts in (image, text)),
+    }
+    assert step.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        expected_term = (weights[name] * value).float()
+        torch.testing.assert_close(step.terms[name], expected_term, rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_the_hash_head_gives_the_sign_of_both_codes(method):
     data, trained = method
     trained.eval()

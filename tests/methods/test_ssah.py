@@ -58,6 +58,65 @@ def test_the_adversarial_gradient_reaches_the_generator(data):
     assert gradient.abs().sum() > 0
 
 
+def test_dropout_does_not_tell_the_discriminator_who_is_who(data):
+    """Its two inputs drop the same share of entries, and scale the others alike."""
+    method = ssah.SSAH(data, 8, ssah.SsahConfig(hidden=400, dropout=0.3, input_dropout=0.0))
+    method.label_features.fill_(1.0)
+    seen = []
+    method.image_discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    list(method.steps(data.rows(torch.arange(12)), "discriminator"))
+    real, fake = seen
+    assert real.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert (real == 0).float().mean() == pytest.approx(0.3, abs=0.03)
+    method.image_head.layers[-1].p = 0.0
+    list(method.steps(data.rows(torch.arange(12)), "discriminator"))
+    undropped = seen[-1] > 0
+    assert (fake == 0)[undropped].float().mean() == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize("phase", ["label", "image", "text", "discriminator"])
+def test_a_step_has_the_terms_of_the_equations(data, phase):
+    settings = {"alpha": 0.3, "beta": 0.7, "gamma": 1.3, "eta": 0.4, "delta": 0.6, "dropout": 0.0, "input_dropout": 0.0}
+    method = ssah.SSAH(data, 8, ssah.SsahConfig(hidden=6, **settings)).eval()
+    batch = data.rows(torch.tensor([5, 0, 11]))
+    (step,) = method.steps(batch, phase)
+    assert step.optimizer == phase
+    hidden = {
+        "label": method.label_net(batch.labels),
+        "image": method.image_head.hidden(batch.image),
+        "text": method.text_head.hidden(batch.text),
+    }
+    judges = {"image": method.image_discriminator, "text": method.text_discriminator}
+    if phase == "discriminator":
+        real = method.label_features[batch.index]
+        expected = {
+            f"{m}_discrimination": reference.cross_entropy(judge(real), 1.0)
+            + reference.cross_entropy(judge(hidden[m]), 0.0)
+            for m, judge in judges.items()
+        }
+    else:
+        output, reader = {
+            "label": (method.label_net.output, method.label_net.labels),
+            "image": (method.image_head.output, method.image_labels),
+            "text": (method.text_head.output, method.text_labels),
+        }[phase]
+        features, codes = hidden[phase], torch.tanh(output(hidden[phase]))
+        labels = batch.labels, data.labels
+        expected = {
+            "features": 0.3 * reference.likelihood_sum(features, method.label_features, *labels) / 36,
+            "codes": 1.3 * reference.likelihood_sum(codes, method.label_codes, *labels) / 36,
+            "quantization": 0.7 * reference.square_sum(codes, method.code_buffer[batch.index]) / 24,
+            "labels": 0.4 * reference.label_prediction(reader(features), batch.labels),
+        }
+        if phase != "label":
+            expected["deception"] = 0.6 * reference.cross_entropy(judges[phase](features), 1.0)
+        stored = {"label": method.label_codes, "image": method.image_codes, "text": method.text_codes}[phase]
+        assert torch.equal(stored[batch.index], codes)
+    assert step.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(step.terms[name], value, msg=name)
+
+
 @pytest.mark.parametrize(
     ("phase", "moved"),
     [
