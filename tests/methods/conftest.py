@@ -35,9 +35,12 @@ def small_settings(method):
 
 
 def device_settings(name, device):
-    """A short training of a method on `device`."""
+    """A short training of a method on `device`: an epoch, or one of each of its two kinds."""
     method = get_method(name)
-    settings = small_settings(method) | ({} if method.closed_form else {"epochs": 1})
+    settings = small_settings(method)
+    if not method.closed_form:
+        first = {field.name for field in dataclasses.fields(method.Config)} & {"pretraining", "warm_up"}
+        settings |= {"epochs": 1 + len(first)} | dict.fromkeys(first, 1)
     return TrainingSettings(name, 16, settings, device=device)
 
 
