@@ -40,7 +40,7 @@ from cmh_milvus.ranking import distance_table, own_pair_ranks
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
 MIN_VALIDATION = 4  # fewer validation rows choose nothing
 SCORE_NOISE = 0.01  # scores this close are equal, with a few hundred validation rows; the later epoch and setting win

@@ -229,6 +229,23 @@ def test_choice_is_tried_in_half_the_epochs_and_trained_in_full(data, monkeypatc
     assert [entry["score"] for entry in trained.record["history"]] == [0.1, 0.9, 0.5]
 
 
+def test_a_method_is_told_how_long_each_of_its_trainings_takes(data, monkeypatch):
+    """Two trials of half the epochs; the refit of the share of all of them that did best there."""
+    scores = iter([0.1, 0.9, 0.5, 0.1, 0.2, 0.3])
+    monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
+    told, make = [], Duet.__init__
+
+    def noting(method, train_data, n_bits, config):
+        told.append((len(train_data), config.epochs))
+        make(method, train_data, n_bits, config)
+
+    monkeypatch.setattr(Duet, "__init__", noting)
+    trained = train(data, settings(validate_every=1, refit=True, method_settings=OPEN))
+    n, validation = len(data.split.train), len(data.split.validation)
+    assert told == [(n, 3), (n, 3), (n + validation, 4)]
+    assert trained.record["config"]["epochs"] == OPEN["epochs"]
+
+
 def test_without_refit_the_choice_is_trained_in_full_on_the_train_rows(data, monkeypatch):
     scores = iter([0.9, 0.1, 0.8])
     monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})

@@ -126,7 +126,8 @@ class Method(nn.Module):
     Args:
         train: The train rows.
         n_bits: Code length K.
-        config: An instance of the class's `Config`.
+        config: An instance of the class's `Config`; its `epochs` is what this very training takes, be it a trial of
+            settings or the refit of the epoch that was chosen.
 
     Attributes:
         image_head: Hash head of pictures.

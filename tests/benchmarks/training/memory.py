@@ -68,7 +68,7 @@ def cut_short(method_class):
         return unit.new_zeros(n)
 
     method_class.steps = first_steps
-    for module in (cirh, dgcpn, ugach):
+    for module in (dgcpn, ugach):
         module.nearest_rows = first_neighbours
     cirh.row_thresholds = first_thresholds
 
