@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import typing
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -63,9 +64,12 @@ def make_config(method: type[Method], settings: Mapping[str, Any]) -> Any:
         settings: Values by field name; strings are converted to the field's type (the command line gives strings).
 
     Raises:
-        SettingsError: A name is not a field of the config, or a value is not of its type.
+        SettingsError: A name is not a field of the config, or a value is not of its type or beyond its bounds.
     """
+    from cmh_milvus.methods.base import Bounds
+
     defaults = dataclasses.asdict(method.Config())
+    types = typing.get_type_hints(method.Config, include_extras=True)
     values: dict[str, Any] = {}
     for key, value in settings.items():
         if key not in defaults:
@@ -75,6 +79,9 @@ def make_config(method: type[Method], settings: Mapping[str, Any]) -> Any:
             values[key] = _truth(value) if kind is bool else kind(value)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"setting {key} of method {method.name} is {kind.__name__}, got {value!r}") from error
+        (bounds,) = getattr(types[key], "__metadata__", (Bounds(),))
+        if kind in (int, float) and not bounds.allow(values[key]):
+            raise SettingsError(f"setting {key} of method {method.name} is {bounds}, got {value!r}")
     return method.Config(**values)
 
 

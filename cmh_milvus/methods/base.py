@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -46,8 +46,31 @@ class Citation:
     url: str
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """Values that a setting may have: finite, from `low` (or above it, where that is `excluded`) to `high`."""
+
+    low: float = 0.0
+    high: float = math.inf
+    excluded: bool = False
+
+    def allow(self, value: float) -> bool:
+        """Whether `value` is within."""
+        return math.isfinite(value) and self.low <= value <= self.high and not (self.excluded and value == self.low)
+
+    def __str__(self) -> str:
+        if self.high < math.inf:
+            return f"between {self.low:g} and {self.high:g}"
+        return f"{'above' if self.excluded else 'at least'} {self.low:g}"
+
+
+Count = Annotated[int, Bounds(1)]
+Share = Annotated[float, Bounds(0, 1)]
+Positive = Annotated[float, Bounds(0, excluded=True)]
+
+
 class MethodConfig(Protocol):
-    """What every method's frozen `Config` dataclass has."""
+    """What every method's frozen `Config` dataclass has. A number is at least 0 where its type does not say more."""
 
     @property
     def epochs(self) -> int:

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle
+from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData, one_cycle
 from cmh_milvus.methods.cca_itq import canonical_directions, itq_rotation, projected
 
 
@@ -57,18 +57,18 @@ class CanonConfig:
         epochs: Passes over the train rows.
     """
 
-    directions: int = 32
-    ridge: float = 3.0
+    directions: Count = 32
+    ridge: Positive = 3.0
     power: float = 2.0
-    text_share: float = 0.6
-    iterations: int = 30
-    hidden: int = 2048
-    dropout: float = 0.5
-    input_dropout: float = 0.2
-    learning_rate: float = 1e-3
+    text_share: Share = 0.6
+    iterations: Count = 30
+    hidden: Count = 2048
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
+    learning_rate: Positive = 1e-3
     weight_decay: float = 0.01
-    batch_size: int = 256
-    epochs: int = 12
+    batch_size: Count = 256
+    epochs: Count = 12
 
 
 def shared_rows(image: Tensor, text: Tensor, config: CanonConfig) -> Tensor:

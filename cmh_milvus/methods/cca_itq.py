@@ -12,7 +12,8 @@ W         image_map, text_map   (d, k)   k = min(K, d_x, d_y)
 Z         projections           (2 n, k)
 R         rotation              (k, K)
 
-Departures: `ridge` is relative to the mean variance of a column. Where K exceeds the number of directions, R has K
+Departures: `ridge` is relative to the mean variance of a column, and large: with the usual 1e-4 (absolute) the last
+directions are noise. Where K exceeds the number of directions, R has K
 columns and orthonormal rows, so that K bits come of k < K directions.
 """
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
-from cmh_milvus.methods.base import Citation, Method, TrainData
+from cmh_milvus.methods.base import Citation, Count, Method, Positive, TrainData
 
 BLOCK = 8192  # rows at a time in float64
 
@@ -38,10 +39,10 @@ class CcaItqConfig:
         iterations: Of ITQ.
     """
 
-    ridge: float = 0.1
-    iterations: int = 50
-    batch_size: int = 1
-    epochs: int = 1
+    ridge: Positive = 0.1
+    iterations: Count = 50
+    batch_size: Count = 1
+    epochs: Count = 1
 
 
 def cross_products(rows: Tensor, others: Tensor) -> Tensor:

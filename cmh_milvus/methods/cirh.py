@@ -49,7 +49,18 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle, rows_at_a_time
+from cmh_milvus.methods.base import (
+    Batch,
+    Citation,
+    Count,
+    Method,
+    Positive,
+    Share,
+    Step,
+    TrainData,
+    one_cycle,
+    rows_at_a_time,
+)
 
 SMOOTHING = (0.7, 0.2, 0.1)  # weights of an item, its nearest and its second nearest of the batch
 ROUNDING = 1e-5  # an inner product of two rows depends a little on what else is multiplied beside them
@@ -76,20 +87,20 @@ class CirhConfig:
         epochs: Passes on L1, and as many on L2 [100].
     """
 
-    a1: float = 0.3
-    a2: float = 0.3
-    kept: float = 0.4
+    a1: Share = 0.3
+    a2: Share = 0.3
+    kept: Share = 0.4
     reconstruction: float = 10.0
     dw: float = 0.01
-    width: int = 512
-    hidden: int = 1024
-    dropout: float = 0.5
-    input_dropout: float = 0.2
+    width: Count = 512
+    hidden: Count = 1024
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
     teacher_rate: float = 1e-3
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     weight_decay: float = 0.01
-    batch_size: int = 512
-    epochs: int = 20
+    batch_size: Count = 512
+    epochs: Count = 20
 
 
 def joint_features(image: Tensor, text: Tensor, a1: float) -> Tensor:

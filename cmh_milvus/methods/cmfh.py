@@ -19,9 +19,9 @@ U_t       basis         (K, d_t)
 W_t       projection    (d_t, K)
 
 Departures:
-- gamma is relative to the mean squared length of a column of X_t (n with unit variance), so that it means the same for
-  any number of pairs, and it is larger in eq. 3 (`ridge`): the paper's 0.01 leaves the projections of a thousand word
-  counts unregularised.
+- gamma of |U_t|^2 and |W_t|^2 is relative to n, or to the mean squared length of a column of X_t, so that it means the
+  same for any number of pairs; that of |Y|^2, which has a row a pair, is as it stands. It is larger in eq. 3 (`ridge`):
+  the paper's 0.01 leaves the projections of a thousand word counts unregularised.
 - Features are divided by the square root of their dimension, so that a_t weighs modalities and not numbers of columns.
 - Codes are of centred features, and Y is rotated by ITQ (Gong et al. 2013, section 3.2) before the last eq. 3: J does
   not change under a rotation of Y, and the signs lose less. `iterations` of both are the same.
@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
-from cmh_milvus.methods.base import Citation, Method, TrainData
+from cmh_milvus.methods.base import Citation, Count, Method, Positive, Share, TrainData
 from cmh_milvus.methods.cca_itq import cross_products, itq_rotation, projected
 
 
@@ -46,18 +46,18 @@ class CmfhConfig:
     Attributes:
         image_weight: a of images; that of texts is 1 - a.
         mu: Weight of the prediction.
-        gamma: Weight of the regularisation, relative to n [0.01, absolute].
-        ridge: gamma / mu of eq. 3, relative to n [0.0001, absolute].
+        gamma: Weight of the regularisation, in eq. 2 relative to n [0.01, absolute].
+        ridge: gamma / mu of eq. 3, relative to the mean squared length of a column [0.0001, absolute].
         iterations: Rounds of eq. 2 to 4 [25].
     """
 
-    image_weight: float = 0.5
-    mu: float = 100.0
+    image_weight: Share = 0.5
+    mu: Positive = 100.0
     gamma: float = 1e-4
-    ridge: float = 1.0
-    iterations: int = 15
-    batch_size: int = 1
-    epochs: int = 1
+    ridge: Positive = 1.0
+    iterations: Count = 15
+    batch_size: Count = 1
+    epochs: Count = 1
 
 
 def update_basis(latent: Tensor, features: Tensor, gamma: float) -> Tensor:

@@ -38,7 +38,10 @@ from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import (
     Batch,
     Citation,
+    Count,
     Method,
+    Positive,
+    Share,
     Step,
     TrainData,
     check_similarity,
@@ -63,15 +66,15 @@ class DchmtConfig:
         epochs: Passes over the train rows [100].
     """
 
-    theta: float = 0.25
-    hidden: int = 1024
-    dropout: float = 0.5
-    input_dropout: float = 0.2
-    learning_rate: float = 1e-2
+    theta: Share = 0.25
+    hidden: Count = 1024
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
+    learning_rate: Positive = 1e-2
     weight_decay: float = 0.01
     similarity: str = "any"
-    batch_size: int = 256
-    epochs: int = 40
+    batch_size: Count = 256
+    epochs: Count = 40
 
     def __post_init__(self) -> None:
         check_similarity(self.similarity)

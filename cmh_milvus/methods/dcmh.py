@@ -44,7 +44,18 @@ from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, check_similarity, label_similarity
+from cmh_milvus.methods.base import (
+    Batch,
+    Citation,
+    Count,
+    Method,
+    Positive,
+    Share,
+    Step,
+    TrainData,
+    check_similarity,
+    label_similarity,
+)
 
 BLOCK = 2048  # train rows at a time in the likelihood
 WORD = 24  # labels in a word of bits
@@ -69,13 +80,13 @@ class DcmhConfig:
 
     gamma: float = 10.0
     eta: float = 1e-3
-    hidden: int = 1024
-    dropout: float = 0.5
-    input_dropout: float = 0.2
-    learning_rate: float = 3e-3
+    hidden: Count = 1024
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
+    learning_rate: Positive = 3e-3
     similarity: str = "any"
-    batch_size: int = 128
-    epochs: int = 60
+    batch_size: Count = 128
+    epochs: Count = 60
 
     def __post_init__(self) -> None:
         check_similarity(self.similarity)

@@ -42,7 +42,18 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, nearest_rows, one_cycle
+from cmh_milvus.methods.base import (
+    Batch,
+    Citation,
+    Count,
+    Method,
+    Positive,
+    Share,
+    Step,
+    TrainData,
+    nearest_rows,
+    one_cycle,
+)
 
 
 @dataclass(frozen=True)
@@ -67,21 +78,21 @@ class DgcpnConfig:
         epochs: Passes over the train rows [100].
     """
 
-    a1: float = 0.5
-    a2: float = 0.3
-    neighbours: float = 0.4
-    max_neighbours: int = 1000
+    a1: Share = 0.5
+    a2: Share = 0.3
+    neighbours: Share = 0.4
+    max_neighbours: Count = 1000
     scale: float = 2.0
     pull: float = 1.5
     dw: float = 1.0
     cw: float = 1.0
-    hidden: int = 1024
-    dropout: float = 0.5
-    input_dropout: float = 0.2
-    learning_rate: float = 1e-3
+    hidden: Count = 1024
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
+    learning_rate: Positive = 1e-3
     weight_decay: float = 5.0
-    batch_size: int = 128
-    epochs: int = 10
+    batch_size: Count = 128
+    epochs: Count = 10
 
 
 def joint_features(image: Tensor, text: Tensor, a1: float) -> Tensor:

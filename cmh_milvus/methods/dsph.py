@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle
+from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData, one_cycle
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,14 @@ class DsphConfig:
     """
 
     alpha: float = 0.8
-    hidden: int = 1024
-    dropout: float = 0.5
-    input_dropout: float = 0.2
-    learning_rate: float = 1e-3
+    hidden: Count = 1024
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
+    learning_rate: Positive = 1e-3
     weight_decay: float = 0.01
     proxy_rate: float = 0.02
-    batch_size: int = 128
-    epochs: int = 24
+    batch_size: Count = 128
+    epochs: Count = 24
 
 
 def distance_bound(n_bits: int, n_labels: int) -> int:

@@ -52,7 +52,10 @@ from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.methods.base import (
     Batch,
     Citation,
+    Count,
     Method,
+    Positive,
+    Share,
     Step,
     TrainData,
     label_similarity,
@@ -97,16 +100,16 @@ class DuetConfig:
     reach: float = 0.5
     reach_overlap: float = 0.3
     nested: bool = False
-    blend: float = 0.3
-    tau_label: float = 1.6
-    tau_pair: float = 0.8
-    tau_text: float = 0.1
-    hidden: int = 4096
-    dropout: float = 0.5
-    input_dropout: float = 0.2
-    learning_rate: float = 3e-3
+    blend: Share = 0.3
+    tau_label: Positive = 1.6
+    tau_pair: Positive = 0.8
+    tau_text: Positive = 0.1
+    hidden: Count = 4096
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
+    learning_rate: Positive = 3e-3
     weight_decay: float = 0.01
-    batch_size: int = 256
+    batch_size: Count = 256
     epochs: int = 0
 
 

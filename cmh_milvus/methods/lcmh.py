@@ -28,7 +28,7 @@ from torch import Tensor
 
 from cmh_milvus.encoders.hash_head import CentroidMemberships, HashHead, HashHeadConfig
 from cmh_milvus.errors import DataError
-from cmh_milvus.methods.base import Citation, Method, TrainData
+from cmh_milvus.methods.base import Citation, Count, Method, Positive, TrainData
 from cmh_milvus.methods.cca_itq import canonical_directions
 
 
@@ -42,11 +42,11 @@ class LcmhConfig:
         iterations: Of k-means.
     """
 
-    clusters: int = 300
-    ridge: float = 0.1
-    iterations: int = 20
-    batch_size: int = 1
-    epochs: int = 1
+    clusters: Count = 300
+    ridge: Positive = 0.1
+    iterations: Count = 20
+    batch_size: Count = 1
+    epochs: Count = 1
 
 
 def nearest_centroids(features: Tensor, centroids: Tensor, block: int = 8192) -> Tensor:

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData
+from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData
 
 EPSILON = 1e-5
 
@@ -69,12 +69,12 @@ class MesdchConfig:
     alpha: float = 0.3
     beta: float = 1.9
     gamma: float = 0.9
-    hidden: int = 1024
-    dropout: float = 0.5
-    input_dropout: float = 0.2
-    learning_rate: float = 1e-3
-    batch_size: int = 128
-    epochs: int = 40
+    hidden: Count = 1024
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
+    learning_rate: Positive = 1e-3
+    batch_size: Count = 128
+    epochs: Count = 40
 
 
 def cosines(codes: Tensor, others: Tensor) -> Tensor:

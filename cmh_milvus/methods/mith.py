@@ -48,7 +48,18 @@ from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
 from cmh_milvus.errors import SettingsError
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, check_similarity, one_cycle
+from cmh_milvus.methods.base import (
+    Batch,
+    Citation,
+    Count,
+    Method,
+    Positive,
+    Share,
+    Step,
+    TrainData,
+    check_similarity,
+    one_cycle,
+)
 from cmh_milvus.methods.dcmh import COUNTED, negative_log_likelihood
 
 
@@ -82,17 +93,17 @@ class MithConfig:
     contrast: float = 1.0
     concept_weight: float = 0.01
     distillation: float = 0.01
-    temperature: float = 0.07
-    hidden: int = 512
-    concept: int = 8
-    token_concept: int = 64
-    dropout: float = 0.5
-    input_dropout: float = 0.2
-    learning_rate: float = 5e-3
+    temperature: Positive = 0.07
+    hidden: Count = 512
+    concept: Count = 8
+    token_concept: Count = 64
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
+    learning_rate: Positive = 5e-3
     weight_decay: float = 0.01
     similarity: str = "any"
-    batch_size: int = 128
-    epochs: int = 30
+    batch_size: Count = 128
+    epochs: Count = 30
 
     def __post_init__(self) -> None:
         check_similarity(self.similarity)

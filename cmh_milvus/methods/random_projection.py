@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
-from cmh_milvus.methods.base import Citation, Method, TrainData
+from cmh_milvus.methods.base import Citation, Count, Method, TrainData
 
 
 @dataclass(frozen=True)
 class RandomProjectionConfig:
     """No settings; a closed form takes one pass."""
 
-    batch_size: int = 1
-    epochs: int = 1
+    batch_size: Count = 1
+    epochs: Count = 1
 
 
 def random_directions(dim: int, n_bits: int, generator: torch.Generator) -> Tensor:

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
-from cmh_milvus.methods.base import Citation, Method, TrainData
+from cmh_milvus.methods.base import Citation, Count, Method, Positive, TrainData
 from cmh_milvus.methods.cca_itq import cross_products
 
 
@@ -43,9 +43,9 @@ class ScmConfig:
         ridge: Added to the covariances' diagonals, relative to the mean variance of a column [10^-6, absolute].
     """
 
-    ridge: float = 1.0
-    batch_size: int = 1
-    epochs: int = 1
+    ridge: Positive = 1.0
+    batch_size: Count = 1
+    epochs: Count = 1
 
 
 def inverse_root(features: Tensor, ridge: float) -> Tensor:

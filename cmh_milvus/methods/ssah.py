@@ -49,7 +49,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, check_similarity
+from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData, check_similarity
 from cmh_milvus.methods.dcmh import negative_log_likelihood
 
 
@@ -79,15 +79,15 @@ class SsahConfig:
     beta: float = 1.0
     eta: float = 1.0
     delta: float = 0.01
-    hidden: int = 1024
-    dropout: float = 0.5
-    input_dropout: float = 0.2
-    label_passes: int = 2
-    modality_passes: int = 3
-    learning_rate: float = 3e-3
+    hidden: Count = 1024
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
+    label_passes: Count = 2
+    modality_passes: Count = 3
+    learning_rate: Positive = 3e-3
     similarity: str = "any"
-    batch_size: int = 128
-    epochs: int = 10
+    batch_size: Count = 128
+    epochs: Count = 10
 
     def __post_init__(self) -> None:
         check_similarity(self.similarity)

@@ -40,7 +40,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, one_cycle
+from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData, one_cycle
 
 
 @dataclass(frozen=True)
@@ -62,18 +62,18 @@ class UcchConfig:
         epochs: Passes over the train rows [20].
     """
 
-    beta: float = 0.4
-    tau: float = 0.9
-    negatives: int = 4096
-    rho: float = 0.6
+    beta: Share = 0.4
+    tau: Positive = 0.9
+    negatives: Count = 4096
+    rho: Share = 0.6
     margin: float = 0.2
     penalty: float = 0.1
     warm_up: int = 1
-    hidden: int = 1024
-    learning_rate: float = 3e-3
+    hidden: Count = 1024
+    learning_rate: Positive = 3e-3
     shrinkage: float = 2.2
-    batch_size: int = 256
-    epochs: int = 16
+    batch_size: Count = 256
+    epochs: Count = 16
 
 
 def unit_code(activations: Tensor) -> Tensor:

@@ -44,7 +44,18 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Method, Step, TrainData, nearest_rows, one_cycle
+from cmh_milvus.methods.base import (
+    Batch,
+    Citation,
+    Count,
+    Method,
+    Positive,
+    Share,
+    Step,
+    TrainData,
+    nearest_rows,
+    one_cycle,
+)
 
 
 @dataclass(frozen=True)
@@ -69,18 +80,18 @@ class UgachConfig:
     """
 
     margin: float = 0.125
-    neighbours: int = 5
-    negatives: int = 2
+    neighbours: Count = 5
+    negatives: Count = 2
     pretraining: int = 20
     generator_passes: int = 2
-    hidden: int = 1024
-    dropout: float = 0.5
-    input_dropout: float = 0.2
-    learning_rate: float = 1e-3
+    hidden: Count = 1024
+    dropout: Share = 0.5
+    input_dropout: Share = 0.2
+    learning_rate: Positive = 1e-3
     generator_rate: float = 1e-5
     weight_decay: float = 1e-5
-    batch_size: int = 256
-    epochs: int = 30
+    batch_size: Count = 256
+    epochs: Count = 30
 
 
 def squared_distances(h: Tensor, others: Tensor) -> Tensor:

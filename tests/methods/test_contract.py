@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import sys
 import typing
 
@@ -98,6 +99,38 @@ def test_config_is_frozen_documented_and_round_trips_through_json(name):
         assert method.closed_form or f"{field.name}:" in method.Config.__doc__, field.name
     with pytest.raises(SettingsError, match="no setting"):
         make_config(method, {"no_such": 1})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_number_that_cannot_be_is_refused_by_name(name):
+    method = get_method(name)
+    for field in dataclasses.fields(method.Config):
+        if isinstance(field.default, float):
+            impossible = (-0.1, math.nan, math.inf)
+        elif isinstance(field.default, int) and not isinstance(field.default, bool):
+            impossible = (-1,)
+        else:
+            continue
+        for value in impossible:
+            with pytest.raises(SettingsError, match=rf"setting {field.name} of method {name} is .*, got {value}"):
+                make_config(method, {field.name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "value", "expected"),
+    [
+        ("duet", "hidden", 0, "at least 1"),
+        ("duet", "tau_label", 0, "above 0"),
+        ("cca_itq", "ridge", 0.0, "above 0"),
+        ("ucch", "epochs", 0, "at least 1"),
+        ("dcmh", "dropout", 1.5, "between 0 and 1"),
+        ("cirh", "kept", 1.1, "between 0 and 1"),
+    ],
+)
+def test_bounds_of_a_setting(name, setting, value, expected):
+    with pytest.raises(SettingsError, match=f"{setting} of method {name} is {expected}, got {value}"):
+        make_config(get_method(name), {setting: value})
+    assert make_config(get_method("duet"), {"epochs": 0}).epochs == 0, "0 is a choice of its own there"
 
 
 @pytest.mark.parametrize("name", ITERATIVE)
