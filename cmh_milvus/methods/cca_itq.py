@@ -12,9 +12,8 @@ W         image_map, text_map   (d, k)   k = min(K, d_x, d_y)
 Z         projections           (2 n, k)
 R         rotation              (k, K)
 
-Departures: `ridge` is relative to the mean variance of a column, and large: with the usual 1e-4 (absolute) the last
-directions are noise. Where K exceeds the number of directions, R has K
-columns and orthonormal rows, so that K bits come of k < K directions.
+Departures: `ridge` is relative to the mean variance of a column, and larger than the usual 1e-4 (absolute). Where K
+exceeds the number of directions, R has K columns and orthonormal rows, so that K bits come of k < K directions.
 """
 
 from __future__ import annotations
