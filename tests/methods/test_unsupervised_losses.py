@@ -160,15 +160,29 @@ def test_ucch_signs_of_zero_are_plus_one():
 # DGCPN
 
 
-def test_dgcpn_target_of_a_batch_is_the_block_of_the_whole_matrix():
-    image, text, rows, k = features(15, 4, 0), features(15, 6, 1), torch.tensor([3, 14, 0, 7]), 5
-    unit = dgcpn.joint_features(image, text, a1=0.3)
-    weights, neighbours = nearest_rows(unit, k + 1)
-    weights = weights.masked_fill(neighbours == torch.arange(15)[:, None], 0.0)
-    p = dgcpn.transition(neighbours[rows], weights[rows], 15)
-    assert torch.allclose(p.sum(dim=1), torch.ones(4))
-    fast = dgcpn.target_similarity(unit[rows] @ unit[rows].T, p @ p.T, a2=0.4, scale=2.0 * k)
-    assert torch.allclose(fast, slow.dgcpn_target(image, text, rows.tolist(), k, 0.3, 0.4, 2.0 * k))
+@pytest.mark.parametrize("shift", [0.0, 0.6], ids=["no cosine below 0", "some below 0"])
+def test_dgcpn_target_of_a_batch_is_the_block_of_the_whole_matrix(shift):
+    data, rows = TrainData(features(15, 4, 0) - shift, features(15, 6, 1) - shift, None), torch.tensor([3, 14, 0, 7])
+    config = dgcpn.DgcpnConfig(hidden=4, neighbours=0.4, a1=0.3, a2=0.4, scale=2.5)
+    method = dgcpn.DGCPN(data, K, config).double()
+    chances = dgcpn.transition(method.neighbours[rows], method.weights[rows], 15)
+    assert torch.allclose(chances.sum(dim=1), torch.ones(4))
+    assert ((method.weights[rows] == 0).sum(dim=1) > 1).any() == (shift > 0), "more than the item itself"
+    expected = slow.dgcpn_target(data.image, data.text, rows.tolist(), 6, 0.3, 0.4, 2.5 * 7)
+    assert torch.allclose(method.target(data.rows(rows)), expected)
+
+
+def test_dgcpn_steps_are_half_real_and_half_binary():
+    data, rows = TrainData(features(15, 4, 0) - 0.6, features(15, 6, 1) - 0.6, None), torch.tensor([3, 14, 0, 7])
+    method = dgcpn.DGCPN(data, K, dgcpn.DgcpnConfig(hidden=4, pull=1.4, dw=0.7, cw=1.3)).double().eval()
+    batch = data.rows(rows)
+    target = method.target(batch)
+    weights = [method.image_head.output.weight, method.text_head.output.weight]
+    image, text = torch.tanh(method.image_head(batch.image)), torch.tanh(method.text_head(batch.text))
+    sides = [(image, text), (image, ucch.code_signs(text.detach())), (ucch.code_signs(image.detach()), text)]
+    steps = list(method.steps(batch, "joint"))
+    for step, codes in zip(steps, sides, strict=True):
+        assert_same(sum(step.terms.values()), slow.dgcpn_loss(*codes, target, 1.4, 0.7, 1.3), weights)
 
 
 def test_dgcpn_loss(codes):

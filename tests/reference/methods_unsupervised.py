@@ -85,9 +85,9 @@ def dgcpn_target(image, text, rows, k, a1, a2, scale):
     p = torch.zeros(n, n)
     for i in range(n):
         nearest = sorted((j for j in range(n) if j != i), key=lambda j: -c[i][j])[:k]
-        total = sum(c[i][j] for j in nearest)
+        total = sum(max(c[i][j], 0.0) for j in nearest)
         for j in nearest:
-            p[i, j] = c[i][j] / total
+            p[i, j] = max(c[i][j], 0.0) / total
     target = torch.zeros(len(rows), len(rows))
     for x, i in enumerate(rows):
         for y, j in enumerate(rows):
