@@ -185,16 +185,16 @@ def test_best_epoch_on_validation_rows_is_kept(data, monkeypatch):
 def test_refit_trains_afresh_on_train_and_validation_rows(data, monkeypatch):
     scores = iter([0.3, 0.8, 0.5, 0.4, 0.1, 0.1])
     monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
-    sizes = []
+    made = []
     make = training._Run._make
 
-    def record_sizes(run, rows):
-        sizes.append(len(rows))
-        return make(run, rows)
+    def record(run, rows, epochs):
+        made.append((len(rows), epochs))
+        return make(run, rows, epochs)
 
-    monkeypatch.setattr(training._Run, "_make", record_sizes)
+    monkeypatch.setattr(training._Run, "_make", record)
     trained = train(data, settings(validate_every=1, refit=True))
-    assert sizes == [300, 360]
+    assert made == [(300, 6), (360, 2)]
     assert trained.record["chosen_epoch"] == 2
     assert trained.record["refit_on_validation"]
 
