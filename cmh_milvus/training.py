@@ -121,7 +121,7 @@ def train(
         The heads, the training record, and the fine-tuned backbones.
 
     Raises:
-        SettingsError: Unknown method or setting, impossible code length or batch size, a checkpoint of another run, or
+        SettingsError: Unknown method, unknown or impossible setting or code length, a checkpoint of another run, or
             backbones to tune for a method that has a closed form.
         DataError: Too few train rows, no labels where the method needs them, or features that are not finite or the
             same in all rows.
@@ -129,8 +129,6 @@ def train(
     method_class = get_method(settings.method or DEFAULT_METHODS[data.labels is not None])
     config = make_config(method_class, settings.method_settings)
     _check(data, method_class)
-    if not method_class.closed_form and config.batch_size < 2:
-        raise SettingsError(f"batch_size is at least 2, got {config.batch_size}: a batch is compared within itself")
     if tuning is not None:
         check_tunable(method_class)
     run = _Run(data, settings, method_class, config, tuning, checkpoint, progress)

@@ -71,7 +71,7 @@ def clip(clip_folder, items):
 
 def settings(method="duet", **changed):
     small = small_settings(get_method(method)) | {"epochs": 2, "batch_size": 16}
-    first = {name: 1 for name in ("pretraining",) if name in small}  # heads must get their turn
+    first = {"pretraining": 1} if "pretraining" in small else {}  # UGACH's rounds must get their turn
     chosen = small | first | changed
     left_open = {"pair_weight": 0.12} if method == "duet" else {}
     return TrainingSettings(method, 16, left_open | chosen, device="cpu", validate_every=1)

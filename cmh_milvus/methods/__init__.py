@@ -79,10 +79,14 @@ def make_config(method: type[Method], settings: Mapping[str, Any]) -> Any:
             values[key] = _truth(value) if kind is bool else kind(value)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"setting {key} of method {method.name} is {kind.__name__}, got {value!r}") from error
-        (bounds,) = getattr(types[key], "__metadata__", (Bounds(),))
+        said = getattr(types[key], "__metadata__", ())
+        bounds = next((one for one in said if isinstance(one, Bounds)), Bounds())
         if kind in (int, float) and not bounds.allow(values[key]):
             raise SettingsError(f"setting {key} of method {method.name} is {bounds}, got {value!r}")
-    return method.Config(**values)
+    config = method.Config(**values)
+    if not method.closed_form and config.batch_size < 2:
+        raise SettingsError(f"batch_size is at least 2, got {config.batch_size}: a batch is compared within itself")
+    return config
 
 
 def _truth(value: Any) -> bool:

@@ -133,6 +133,12 @@ def test_bounds_of_a_setting(name, setting, value, expected):
     assert make_config(get_method("duet"), {"epochs": 0}).epochs == 0, "0 is a choice of its own there"
 
 
+def test_a_batch_of_one_is_refused_before_anything_runs():
+    with pytest.raises(SettingsError, match="batch_size is at least 2, got 1"):
+        make_config(get_method("dcmh"), {"batch_size": "1"})
+    assert make_config(get_method("cca_itq"), {"batch_size": 1}).batch_size == 1, "a closed form has no batches"
+
+
 @pytest.mark.parametrize("name", ITERATIVE)
 def test_steps_have_finite_terms_and_name_declared_optimizers(name, small_train_data):
     method = make(name, small_train_data).train()

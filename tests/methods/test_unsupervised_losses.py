@@ -153,6 +153,33 @@ def test_ucch_weights_shrink_alike_whatever_the_number_of_pairs(n, batch_size):
     assert torch.allclose(fallen, torch.full_like(fallen, math.exp(-1.7)), rtol=0.05)
 
 
+@pytest.mark.parametrize("phase", ["warm_up", "memory"])
+def test_ucch_steps(phase, monkeypatch):
+    """The warm-up's keys are the signs of the mean code, and it fills the memory; later keys are drawn from it."""
+    data, rows = TrainData(features(9, 4, 0) - 0.5, features(9, 6, 1) - 0.5, None), torch.tensor([7, 0, 4])
+    method = ucch.UCCH(data, K, ucch.UcchConfig(beta=0.4, hidden=5, negatives=4, rho=0.7)).double().eval()
+    drawn = torch.tensor([1, 0, 8, 4])
+    monkeypatch.setattr(torch, "randint", lambda high, size, device: drawn if (high, size) == (9, (4,)) else None)
+    before = method.memory.clone()
+    batch = data.rows(rows)
+    steps = list(method.steps(batch, phase))
+    x = torch.stack([slow.ucch_unit(row) for row in method.image_head(batch.image)])
+    y = torch.stack([slow.ucch_unit(row) for row in method.text_head(batch.text)])
+    if phase == "warm_up":
+        keys, own_again, rho = (x + y).detach() / 2, [[], [], []], 1.0
+    else:
+        keys, own_again, rho = before[[7, 0, 4, 1, 0, 8, 4]], [[], [4], [6]], 0.7
+    contrast = sum(slow.ucch_contrast(side, keys, own_again, 0.9) for side in (x, y))
+    expected = 0.4 * contrast + 0.6 * slow.ucch_ranking(x, y, 0.2, 0.1)
+    (step,) = steps
+    assert_same(sum(step.terms.values()), expected, [method.image_head.output.weight, method.text_head.output.weight])
+    for place, row in enumerate(rows):
+        remembered = slow.ucch_remember(before[row], x[place].detach(), y[place].detach(), rho)
+        assert torch.allclose(method.memory[row], remembered)
+    others = [i for i in range(9) if i not in rows.tolist()]
+    assert torch.equal(method.memory[others], before[others])
+
+
 def test_ucch_signs_of_zero_are_plus_one():
     assert ucch.code_signs(torch.tensor([0.0, -0.0, -1e-30, 1e-30])).tolist() == [1, 1, -1, 1]
 
