@@ -33,7 +33,7 @@ Departures (authors' code in brackets):
   over the bag of words, which takes neighbouring words of the vocabulary for related ones]. The label net has no LRN.
 - alpha, delta, the passes, the rates and the epochs are set for features [all weights 1; rates fall by sqrt 10 an
   epoch, so that about five epochs train; up to 15 passes].
-- The discriminators see F^m with its dropout and the label net's features without one, by which they can tell them.
+- The discriminators are shown the label net's features under a dropout like that of F^m, which alone would betray it.
 - S is 1, not 0.999; sign(0) = +1.
 """
 
@@ -248,7 +248,6 @@ class SSAH(Method):
         yield Step(phase, terms)
 
     def _discriminator_step(self, batch: Batch) -> Step:
-        real = self.label_features[batch.index]
         terms = {}
         for name, head, judge, source in (
             ("image", self.image_head, self.image_discriminator, batch.image),
@@ -256,6 +255,7 @@ class SSAH(Method):
         ):
             with torch.no_grad():
                 fake = head.hidden(source)
+            real = F.dropout(self.label_features[batch.index], self.config.dropout)
             terms[f"{name}_discrimination"] = discrimination(judge(real), judge(fake))
         return Step("discriminator", terms)
 

@@ -24,8 +24,6 @@ Algorithm: `pretraining` epochs of the discriminator on random negatives, then r
 Departures:
 - Eq. 5 is as the paper has it, log p over all candidates. The authors' code takes the softmax over the two sampled
   items alone, and has no baseline r_mean although every reward is at least 0.5.
-- The picks of a query differ from each other (drawn without replacement; the authors draw with it), and while the
-  generator learns, the discriminator judges with its dropout and batch statistics, as it learned.
 - Both retrieval directions train one model (the code trains one for each).
 - Neighbours by cosine of the scaled features instead of Euclidean distance of raw ones, found block by block.
 - Adam and batches instead of plain SGD on single queries: features need minutes, not days. The weight decay of 0.01
@@ -102,6 +100,11 @@ def squared_distances(h: Tensor, others: Tensor) -> Tensor:
 def candidate_log_probability(distances: Tensor, is_positive: Tensor) -> Tensor:
     """Eq. 2: (b, m) distances and bool (b, m) -> (b, m); a query's positives have probability 0."""
     return F.log_softmax((-distances).masked_fill(is_positive, -1e9), dim=1)
+
+
+def picked(log_probability: Tensor, picks: int) -> Tensor:
+    """Candidates drawn from p with replacement: (b, m) -> numbers of candidates (b, picks)."""
+    return log_probability.detach().exp().multinomial(picks, replacement=True)
 
 
 def margin_loss(positive: Tensor, negative: Tensor, beta: float) -> Tensor:
@@ -207,27 +210,28 @@ class UGACH(Method):
                 ),
             }
 
-        def log_probabilities() -> dict[str, Tensor]:
-            found = distances(self.generator)
-            return {side: candidate_log_probability(far, is_positive) for side, (_, far) in found.items()}
+        def at_rest(nets: HashNets | Method) -> dict[str, tuple[Tensor, Tensor]]:
+            """Distances of the player that does not learn now: without dropout, batch statistics and gradient."""
+            nets.eval()
+            with torch.no_grad():
+                found = distances(nets)
+            nets.train()
+            return found
 
         terms: dict[str, Tensor] = {}
         if phase == "generator":
-            with torch.no_grad():
-                judged = distances(self)
-            for side, log_probability in log_probabilities().items():
-                picks = log_probability.detach().exp().multinomial(self.config.negatives)
+            judged = at_rest(self)
+            for side, (_, distance) in distances(self.generator).items():
+                log_probability = candidate_log_probability(distance, is_positive)
+                picks = picked(log_probability, self.config.negatives)
                 near, far = judged[side]
                 reward = torch.sigmoid(margin_loss(near, far.gather(1, picks), beta))
                 terms[f"policy_{side}"] = policy_gradient(log_probability.gather(1, picks), reward)
             yield Step("generator", terms)
             return
-        uniform = torch.zeros_like(is_positive, dtype=torch.float32).masked_fill(is_positive, -1e9)
-        with torch.no_grad():
-            chances = (
-                log_probabilities() if phase == "discriminator" else {"image_query": uniform, "text_query": uniform}
-            )
+        generated = at_rest(self.generator) if phase == "discriminator" else {}
         for side, (near, far) in distances(self).items():
-            picks = chances[side].exp().clamp(min=1e-9).multinomial(self.config.negatives)
+            distance = generated[side][1] if generated else torch.zeros_like(far)  # random negatives: all alike
+            picks = picked(candidate_log_probability(distance, is_positive), self.config.negatives)
             terms[f"margin_{side}"] = margin_loss(near, far.gather(1, picks), beta).mean()
         yield Step("discriminator", terms)
