@@ -101,6 +101,22 @@ def test_a_step_has_the_terms_of_the_equations(data, phase):
         torch.testing.assert_close(step.terms[name], value, msg=name)
 
 
+def test_dropout_does_not_tell_the_discriminator_who_is_who(data):
+    """Its two inputs drop the same share of entries, and scale the others alike."""
+    method = ssah.SSAH(data, 8, ssah.SsahConfig(hidden=400, dropout=0.3, input_dropout=0.0))
+    method.label_features.fill_(1.0)
+    seen = []
+    method.image_discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    list(method.steps(data.rows(torch.arange(12)), "discriminator"))
+    real, fake = seen
+    assert real.unique().tolist() == pytest.approx([0.0, 1 / 0.7])
+    assert (real == 0).float().mean() == pytest.approx(0.3, abs=0.03)
+    method.image_head.layers[-1].p = 0.0
+    list(method.steps(data.rows(torch.arange(12)), "discriminator"))
+    undropped = seen[-1] > 0
+    assert (fake == 0)[undropped].float().mean() == pytest.approx(0.3, abs=0.03)
+
+
 @pytest.mark.parametrize(
     ("phase", "moved"),
     [

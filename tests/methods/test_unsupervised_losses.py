@@ -106,6 +106,83 @@ def test_ugach_policy_gradient_estimates_the_gradient_of_the_expected_reward():
     assert torch.allclose(estimate, exact, atol=3e-3)
 
 
+@pytest.mark.parametrize("phase", ["pretrain", "discriminator", "generator"])
+def test_ugach_steps(phase, monkeypatch):
+    """One player learns; the other one is at rest, without its dropout and the batch's statistics."""
+    n, b = 30, 7
+    data = TrainData(features(n, 5, 0), features(n, 4, 1), None)
+    method = ugach.UGACH(data, K, ugach.UgachConfig(margin=0.05, neighbours=3, hidden=6, dropout=0.5)).train()
+    learner, other = (method.generator, method) if phase == "generator" else (method, method.generator)
+    for head in (learner.image_head, learner.text_head):
+        for layer in head.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
+    rows = torch.tensor([3, 29, 0, 12, 5, 21, 8])
+    picks = torch.tensor([[1, 4], [6, 6], [0, 3], [5, 2], [2, 2], [0, 1], [4, 3]])
+    seen = []
+    monkeypatch.setattr(ugach, "picked", lambda log_probability, s: seen.append(log_probability) or picks)
+    torch.manual_seed(7)
+    (step,) = method.steps(data.rows(rows), phase)
+    assert all(module.training for module in method.modules())
+
+    own = method.neighbours[rows].tolist()
+    for side, feature in ((0, data.image_vectors), (1, data.text_vectors)):
+        head = (method.image_head, method.text_head)[side]
+        unit = torch.nn.functional.normalize(head.scaling(feature), dim=1)
+        for i, near in zip(rows.tolist(), own, strict=True):
+            order = sorted(range(n), key=lambda j: -float(unit[i] @ unit[j]))[:3]
+            assert near[3 * side : 3 * side + 3] == order
+    torch.manual_seed(7)
+    chosen = torch.randint(6, (b, 1)).flatten().tolist()
+    positives = data.rows(torch.tensor([near[c] for near, c in zip(own, chosen, strict=True)]))
+
+    def codes_of(nets, learns):
+        nets.train(learns)
+        both = ((nets.image_head, data.image[rows], positives.image), (nets.text_head, data.text[rows], positives.text))
+        image, text = (torch.sigmoid(head(torch.cat([x, other]))) for head, x, other in both)
+        nets.train()
+        return {"image_query": (image[:b], text[b:], text[:b]), "text_query": (text[:b], image[b:], image[:b])}
+
+    is_positive = [[int(row) in near for row in rows] for near in own]
+    own_codes, others_codes = codes_of(learner, True), codes_of(other, False)
+    picker = {"generator": own_codes, "discriminator": others_codes, "pretrain": None}[phase]
+    judge = others_codes if phase == "generator" else own_codes
+    beta = 0.05 * K
+    for side, log_probability in zip(("image_query", "text_query"), seen, strict=True):
+        hinges = []
+        for i in range(b):
+            if picker is None:
+                equal = torch.tensor(1 / is_positive[i].count(False)).log()
+                expected = [None if p else equal for p in is_positive[i]]
+            else:
+                query, _, items = picker[side]
+                expected = slow.ugach_log_probability(query[i], items, is_positive[i])
+            for j, value in enumerate(expected):
+                assert log_probability[i, j] < -1e8 if value is None else torch.isclose(log_probability[i, j], value)
+            query, positive, items = judge[side]
+            hinges.append([slow.ugach_margin(query[i], positive[i], items[j], beta) for j in picks[i].tolist()])
+        hinge = torch.stack([torch.stack(row) for row in hinges])
+        if phase == "generator":
+            term = slow.ugach_policy_gradient(log_probability.gather(1, picks), torch.sigmoid(hinge))
+            assert_same(step.terms[f"policy_{side}"], term, [learner.image_head.output.weight])
+            assert all(p.grad is None for p in other.image_head.parameters())
+        else:
+            term = hinge.mean()
+            assert_same(step.terms[f"margin_{side}"], term, [learner.image_head.output.weight])
+    assert step.optimizer == ("generator" if phase == "generator" else "discriminator")
+
+
+def test_ugach_picks_with_replacement_and_never_a_positive():
+    is_positive = torch.tensor([[True, False, False, True, False]])
+    log_probability = ugach.candidate_log_probability(torch.tensor([[0.0, 1.0, 3.0, 0.5, 2.0]]), is_positive)
+    picks = ugach.picked(log_probability.expand(60_000, -1).requires_grad_(), 2)
+    shares = torch.stack([(picks == j).double().mean() for j in range(5)])
+    assert torch.allclose(shares, log_probability.exp()[0], atol=0.01)
+    assert shares[0] == shares[3] == 0
+    twice = (picks[:, 0] == picks[:, 1]).double().mean()
+    assert torch.isclose(twice, log_probability.exp().square().sum(), atol=0.01)
+
+
 # UCCH
 
 
