@@ -2,8 +2,9 @@
 
 `[[method NAME]]` in a page becomes the docstring of the method's module and its settings; `[[errors]]` the tree of
 errors. `[[figures NAME]]` is a method's part of the benchmark's rows in figures/methods.csv, and
-`[[benchmark runs]]`, `[[benchmark tables]]`, `[[benchmark bits]]`, `[[benchmark recall]]`, `[[benchmark seconds]]` are
-what was run, its tables and its plots. Equations become MathML, which browsers draw themselves.
+`[[benchmark runs]]`, `[[benchmark means]]`, `[[benchmark tables]]`, `[[benchmark bits]]`, `[[benchmark recall]]`,
+`[[benchmark seconds]]` are what was run, its tables and its plots. Equations become MathML, which browsers draw
+themselves.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ def _benchmark(part: str) -> str:
     n_bits = plotted_length(rows)
     if part == "runs":
         return _runs(rows)
+    if part == "means":
+        return _means(rows)
     if part == "tables":
         chosen = [row for row in rows if row["n_bits"] == n_bits]
         return "\n\n".join(
@@ -101,6 +104,36 @@ def _benchmark(part: str) -> str:
         "seconds": lambda: seconds_plot(rows, n_bits),
     }
     return f'<figure class="plot" data-search-exclude>\n{plots[part]()}</figure>'
+
+
+def _means(rows: list[dict[str, Any]]) -> str:
+    """Mean MAP@all of both directions: a line a method with its default settings, a column a data set and length."""
+    found = {(row["method"], row["data"], row["n_bits"]): row for row in rows if ":" not in row["method"]}
+    lengths: dict[str, list[int]] = {}
+    for data, n_bits in dict.fromkeys((data, n_bits) for _, data, n_bits in sorted(found, key=lambda key: key[2])):
+        lengths.setdefault(data, []).append(n_bits)
+    columns = [(data, n_bits) for data, of_data in lengths.items() for n_bits in of_data]
+    chance = {row["data"]: f"{row['chance']:.3f}" for row in rows}
+
+    def figure(method: str, data: str, n_bits: int) -> str:
+        row = found.get((method, data, n_bits))
+        return f"{row['MAP@all']:.3f} <small>± {row['MAP@all +-']:.3f}</small>" if row else ""
+
+    def line(*cells: str) -> str:
+        return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+
+    learns_from = {name: get_method(name).supervision for name, _, _ in found}
+    over = [f'<th colspan="{len(of_data)}">{data}</th>' for data, of_data in lengths.items()]
+    lines = [
+        f'<tr><th rowspan="2">method</th><th rowspan="2">learns from</th>{"".join(over)}</tr>',
+        f"<tr>{''.join(f'<th>{n_bits} bits</th>' for _, n_bits in columns)}</tr>",
+        *(
+            line(f"<code>{name}</code>", kind, *(figure(name, *column) for column in columns))
+            for name, kind in sorted(learns_from.items(), key=lambda item: (item[1], item[0]))
+        ),
+        line("chance", "", *(chance[data] for data, _ in columns)),
+    ]
+    return '<div class="scroll"><table class="dense">\n' + "\n".join(lines) + "\n</table></div>"
 
 
 def _runs(rows: list[dict[str, Any]]) -> str:

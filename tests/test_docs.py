@@ -249,7 +249,7 @@ def test_formulas_of_the_pages_can_be_shown(page, hooks):
 
 def test_pages_without_a_benchmark_say_so(hooks, monkeypatch, tmp_path):
     monkeypatch.setattr(hooks, "FIGURES", tmp_path / "none.csv")
-    for mark in ("figures scm", "benchmark runs", "benchmark tables", "benchmark bits"):
+    for mark in ("figures scm", "benchmark runs", "benchmark means", "benchmark tables", "benchmark bits"):
         assert hooks.on_page_markdown(f"[[{mark}]]") == "Not measured yet."
 
 
@@ -275,6 +275,14 @@ def test_figures_come_from_the_benchmarks_file(hooks, monkeypatch, tmp_path):
     assert dcmh.count("<tr>") == 2
     assert "0.404" in dcmh
     assert hooks.on_page_markdown("[[figures ucch]]") == "Not measured yet."
+    means = hooks.on_page_markdown("[[benchmark means]]")
+    assert '<th colspan="2">shop</th><th colspan="1">zoo</th>' in means
+    assert "<tr><th>16 bits</th><th>64 bits</th><th>64 bits</th></tr>" in means
+    cell = "<td>0.500 <small>± 0.010</small></td>"
+    assert f"<td><code>dcmh</code></td><td>labels</td><td></td><td></td>{cell}</tr>" in means
+    assert f"<td><code>scm</code></td><td>labels</td>{cell * 3}</tr>" in means
+    assert "<td>chance</td><td></td><td>0.123</td>" in means
+    assert "ridge" not in means, "default settings only"
     page = as_html(hooks, PAGES["docs/methods/comparison.md"])
     assert page.count("<svg") == 3
     assert page.count('class="dense"') == 2
