@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -212,6 +213,18 @@ class Method(nn.Module):
         raise NotImplementedError
 
 
+def binarized(activations: Tensor) -> Tensor:
+    """Hash codes of activations or relaxed codes, without gradient.
+
+    Args:
+        activations: float, any shape.
+
+    Returns:
+        +1 where an activation is >= 0, else -1, same shape and dtype.
+    """
+    return torch.where(activations.detach() >= 0, 1.0, -1.0).to(activations.dtype)
+
+
 def straight_through_sign(activations: Tensor) -> Tensor:
     """Codes of -1 and +1 whose gradient is that of tanh (Bengio, Leonard & Courville 2013, arXiv 1308.3432).
 
@@ -222,8 +235,12 @@ def straight_through_sign(activations: Tensor) -> Tensor:
         +1 where an activation is >= 0, else -1, same shape and dtype.
     """
     relaxed = torch.tanh(activations)
-    code = torch.where(activations >= 0, 1.0, -1.0).to(activations.dtype)
-    return relaxed + (code - relaxed).detach()
+    return relaxed + (binarized(activations) - relaxed).detach()
+
+
+def cosines(rows: Tensor, others: Tensor) -> Tensor:
+    """Cosines of rows with rows, 0 for a row of zeros: (b, d), (m, d) -> (b, m)."""
+    return F.normalize(rows, dim=1) @ F.normalize(others, dim=1).T
 
 
 def one_cycle(progress: float, peak: float, warm_up: float = 0.3) -> float:

@@ -34,7 +34,18 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData, one_cycle
+from cmh_milvus.methods.base import (
+    Batch,
+    Citation,
+    Count,
+    Method,
+    Positive,
+    Share,
+    Step,
+    TrainData,
+    binarized,
+    one_cycle,
+)
 from cmh_milvus.methods.cca_itq import canonical_directions, itq_rotation, projected
 
 
@@ -85,7 +96,7 @@ def teacher_codes(shared: Tensor, n_bits: int, iterations: int) -> Tensor:
     """Eq. 3: (n, K') -> float32 (n, K) of -1 and +1; the rotation starts from the global random state."""
     start = torch.Generator().manual_seed(int(torch.randint(2**31, (1,))))
     rotation = itq_rotation(shared[:, : min(shared.shape[1], n_bits)], n_bits, iterations, start)
-    return torch.where(shared[:, : len(rotation)] @ rotation >= 0, 1.0, -1.0).float()
+    return binarized(shared[:, : len(rotation)] @ rotation).float()
 
 
 def code_loss(activations: Tensor, codes: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
-from cmh_milvus.methods.base import Citation, Count, Method, Positive, TrainData
+from cmh_milvus.methods.base import Citation, Count, Method, Positive, TrainData, binarized
 
 BLOCK = 8192  # rows at a time in float64
 
@@ -87,7 +87,7 @@ def itq_rotation(projections: Tensor, n_bits: int, iterations: int, generator: t
     start = torch.randn(n_bits, k, generator=generator, dtype=torch.float64).to(projections.device)
     rotation: Tensor = torch.linalg.qr(start).Q.T  # (k, n_bits)
     for _ in range(iterations):
-        codes = torch.where(projections @ rotation >= 0, 1.0, -1.0).to(projections.dtype)
+        codes = binarized(projections @ rotation)
         u, _, vt = torch.linalg.svd(projections.T @ codes, full_matrices=False)
         rotation = u @ vt
     return rotation

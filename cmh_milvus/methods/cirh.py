@@ -58,6 +58,8 @@ from cmh_milvus.methods.base import (
     Share,
     Step,
     TrainData,
+    binarized,
+    cosines,
     one_cycle,
     rows_at_a_time,
 )
@@ -122,16 +124,6 @@ def similarity_block(unit: Tensor, thresholds: Tensor, a2: float) -> Tensor:
     s1 = s1.masked_fill(s1 < thresholds[:, None] - ROUNDING, 0.0)
     s2 = 2 * torch.sigmoid(s1) - 1 + torch.eye(len(s1), device=s1.device)
     return a2 * s1 + (1 - a2) * (s2 + s2.T) / 2
-
-
-def cosines(rows: Tensor, others: Tensor) -> Tensor:
-    """(b, K), (m, K) -> (b, m)."""
-    return F.normalize(rows, dim=1) @ F.normalize(others, dim=1).T
-
-
-def signs(relaxed: Tensor) -> Tensor:
-    """B, without gradient."""
-    return torch.where(relaxed.detach() >= 0, 1.0, -1.0)
 
 
 def smoothed(features: Tensor, similarity: Tensor) -> Tensor:
@@ -202,7 +194,7 @@ class Teacher(nn.Module):
             "teacher_structure": torch.stack(
                 [F.mse_loss(cosines(x, x), similarity) for x in (h_image, h_text, h)]
             ).sum(),
-            "quantization": F.mse_loss(h, signs(h)),
+            "quantization": F.mse_loss(h, binarized(h)),
         }
         return terms, h
 
@@ -279,7 +271,7 @@ class CIRH(Method):
             image = smoothed(self.image_head.scaling(batch.image_vectors), similarity)
             text = smoothed(self.text_head.scaling(batch.text_vectors), similarity)
             terms, h = self.teacher.loss(image, text, similarity, config.reconstruction)
-            self.code_buffer[batch.index] = signs(h)
+            self.code_buffer[batch.index] = binarized(h)
             yield Step("teacher", terms)
             return
         image_code, text_code = torch.tanh(self.image_head(batch.image)), torch.tanh(self.text_head(batch.text))

@@ -53,6 +53,7 @@ from cmh_milvus.methods.base import (
     Share,
     Step,
     TrainData,
+    binarized,
     check_similarity,
     label_similarity,
 )
@@ -266,4 +267,4 @@ class DCMH(Method):
 
     def end_epoch(self, epoch: int) -> None:
         """Eq. 8; gamma > 0 does not move the sign."""
-        self.code_buffer = torch.where(self.image_buffer + self.text_buffer >= 0, 1.0, -1.0)
+        self.code_buffer = binarized(self.image_buffer + self.text_buffer)

@@ -51,6 +51,7 @@ from cmh_milvus.methods.base import (
     Share,
     Step,
     TrainData,
+    binarized,
     nearest_rows,
     one_cycle,
 )
@@ -132,11 +133,6 @@ def coherence_loss(
     }
 
 
-def signs(activations: Tensor) -> Tensor:
-    """Sign F, without gradient."""
-    return torch.where(activations.detach() >= 0, 1.0, -1.0)
-
-
 class DGCPN(Method):
     """See the module's docstring."""
 
@@ -191,7 +187,7 @@ class DGCPN(Method):
         target = self.target(batch)
         for real in ({"image", "text"}, {"image"}, {"text"}):
             image_code, text_code = (
-                torch.tanh(head(features)) if side in real else signs(head(features))
+                torch.tanh(head(features)) if side in real else binarized(head(features))
                 for side, head, features in (
                     ("image", self.image_head, batch.image),
                     ("text", self.text_head, batch.text),

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData, one_cycle
+from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData, cosines, one_cycle
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,6 @@ def distance_bound(n_bits: int, n_labels: int) -> int:
 def threshold(n_bits: int, n_labels: int) -> float:
     """Eq. 5: the cosine below which two codes are far enough apart."""
     return 1 - 2 * distance_bound(n_bits, n_labels) / n_bits
-
-
-def cosines(codes: Tensor, others: Tensor) -> Tensor:
-    """(b, K), (m, K) -> (b, m)."""
-    return F.normalize(codes, dim=1) @ F.normalize(others, dim=1).T
 
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData
+from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData, binarized, cosines
 
 EPSILON = 1e-5
 
@@ -77,14 +77,9 @@ class MesdchConfig:
     epochs: Count = 40
 
 
-def cosines(codes: Tensor, others: Tensor) -> Tensor:
-    """Eq. 1: (b, d), (n, d) -> (b, n); 0 for rows of zeros."""
-    return F.normalize(codes, dim=1) @ F.normalize(others, dim=1).T
-
-
 def divergence(codes: Tensor, buffer: Tensor, label_cosine: Tensor) -> Tensor:
     """Eq. 3: (b, K) with gradient, (n, K) fixed, (b, n) -> scalar."""
-    similarity = F.relu(cosines(codes, buffer))  # (b, n), eq. 2
+    similarity = F.relu(cosines(codes, buffer))  # (b, n), eq. 1 and 2
     ratio = torch.log(label_cosine + EPSILON) - torch.log(similarity + EPSILON)
     return ((label_cosine - similarity) * ratio).mean()
 
@@ -169,4 +164,4 @@ class MESDCH(Method):
 
     def end_epoch(self, epoch: int) -> None:
         """Eq. 8."""
-        self.code_buffer = torch.where(self.image_buffer + self.text_buffer + self.label_buffer >= 0, 1.0, -1.0)
+        self.code_buffer = binarized(self.image_buffer + self.text_buffer + self.label_buffer)

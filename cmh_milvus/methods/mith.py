@@ -57,6 +57,7 @@ from cmh_milvus.methods.base import (
     Share,
     Step,
     TrainData,
+    binarized,
     check_similarity,
     one_cycle,
 )
@@ -264,4 +265,4 @@ class MITH(Method):
     def end_epoch(self, epoch: int) -> None:
         """Eq. 8."""
         whole, local = self.image_whole + self.text_whole, self.image_local + self.text_local
-        self.code_buffer = torch.where(0.99 * whole + 0.01 * local >= 0, 1.0, -1.0)
+        self.code_buffer = binarized(0.99 * whole + 0.01 * local)

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
-from cmh_milvus.methods.base import Citation, Count, Method, Positive, TrainData
+from cmh_milvus.methods.base import Citation, Count, Method, Positive, TrainData, binarized
 from cmh_milvus.methods.cca_itq import cross_products
 
 
@@ -80,8 +80,8 @@ def sequential_directions(image: Tensor, text: Tensor, labels: Tensor, n_bits: i
         w_x, w_y = top_pair(left, right)
         image_maps.append(w_x)
         text_maps.append(w_y)
-        image_bit = torch.where(image @ w_x.to(image.dtype) >= 0, 1.0, -1.0).to(image.dtype)
-        text_bit = torch.where(text @ w_y.to(text.dtype) >= 0, 1.0, -1.0).to(text.dtype)
+        image_bit = binarized(image @ w_x.to(image.dtype))
+        text_bit = binarized(text @ w_y.to(text.dtype))
         left = torch.cat([left, -(image.T @ image_bit).double()[:, None]], dim=1)
         right = torch.cat([right, (text.T @ text_bit).double()[:, None]], dim=1)
     return torch.stack(image_maps, dim=1), torch.stack(text_maps, dim=1)

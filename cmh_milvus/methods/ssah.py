@@ -49,7 +49,18 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData, check_similarity
+from cmh_milvus.methods.base import (
+    Batch,
+    Citation,
+    Count,
+    Method,
+    Positive,
+    Share,
+    Step,
+    TrainData,
+    binarized,
+    check_similarity,
+)
 from cmh_milvus.methods.dcmh import negative_log_likelihood
 
 
@@ -255,7 +266,7 @@ class SSAH(Method):
         ):
             with torch.no_grad():
                 fake = head.hidden(source)
-            real = F.dropout(self.label_features[batch.index], self.config.dropout)
+            real = F.dropout(self.label_features[batch.index], self.config.dropout, self.training)
             terms[f"{name}_discrimination"] = discrimination(judge(real), judge(fake))
         return Step("discriminator", terms)
 
@@ -266,4 +277,4 @@ class SSAH(Method):
 
     def end_epoch(self, epoch: int) -> None:
         """Eq. 7."""
-        self.code_buffer = torch.where(self.label_codes + self.image_codes + self.text_codes >= 0, 1.0, -1.0)
+        self.code_buffer = binarized(self.label_codes + self.image_codes + self.text_codes)

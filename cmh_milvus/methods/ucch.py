@@ -40,7 +40,18 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from cmh_milvus.encoders.hash_head import HashHead
-from cmh_milvus.methods.base import Batch, Citation, Count, Method, Positive, Share, Step, TrainData, one_cycle
+from cmh_milvus.methods.base import (
+    Batch,
+    Citation,
+    Count,
+    Method,
+    Positive,
+    Share,
+    Step,
+    TrainData,
+    binarized,
+    one_cycle,
+)
 
 
 @dataclass(frozen=True)
@@ -79,11 +90,6 @@ class UcchConfig:
 def unit_code(activations: Tensor) -> Tensor:
     """h: (b, K) -> (b, K) of unit length, of the activations' signs."""
     return F.normalize(torch.tanh(activations), dim=1)
-
-
-def code_signs(memory: Tensor) -> Tensor:
-    """Sgn v: +1 where v >= 0, else -1, same shape and dtype."""
-    return torch.where(memory >= 0, 1.0, -1.0).to(memory.dtype)
 
 
 def contrast(code: Tensor, keys: Tensor, is_other: Tensor, tau: float) -> Tensor:
@@ -142,7 +148,7 @@ class UCCH(Method):
         super().__init__(train, n_bits, config)
         self.image_head = HashHead.fitted(train.image, n_bits, (config.hidden, config.hidden))
         self.text_head = HashHead.fitted(train.text, n_bits, (config.hidden,))
-        signs = code_signs(torch.randn(len(train), n_bits, device=train.image.device))
+        signs = binarized(torch.randn(len(train), n_bits, device=train.image.device))
         self.register_buffer("memory", F.normalize(signs, dim=1))
 
     def optimizers(self) -> Mapping[str, Optimizer]:
@@ -167,10 +173,10 @@ class UCCH(Method):
         text_code = unit_code(self.text_head(batch.text))
         if phase == "warm_up":
             drawn, rho = batch.index[:0], 1.0
-            keys = code_signs((image_code + text_code).detach())
+            keys = binarized(image_code + text_code)
         else:
             drawn, rho = torch.randint(len(self.memory), (config.negatives,), device=batch.index.device), config.rho
-            keys = code_signs(self.memory[torch.cat([batch.index, drawn])])
+            keys = binarized(self.memory[torch.cat([batch.index, drawn])])
         itself = torch.ones(len(batch), len(batch), dtype=torch.bool, device=batch.index.device)
         is_other = torch.cat([itself, batch.index[:, None] != drawn[None, :]], dim=1)
         yield Step(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cmh_milvus.methods import mesdch
-from cmh_milvus.methods.base import TrainData
+from cmh_milvus.methods.base import TrainData, cosines
 from tests.reference import methods_supervised as reference
 
 
@@ -18,7 +18,7 @@ def case():
 
 def test_divergence_and_its_gradient_equal_the_loops(case):
     codes, buffer, labels = case
-    ours = mesdch.divergence(codes, buffer, mesdch.cosines(labels[:3], labels))
+    ours = mesdch.divergence(codes, buffer, cosines(labels[:3], labels))
     slow = reference.mesdch_divergence(codes, buffer, labels[:3], labels)
     torch.testing.assert_close(ours, slow)
     torch.testing.assert_close(torch.autograd.grad(ours, codes), torch.autograd.grad(slow, codes))
@@ -26,7 +26,7 @@ def test_divergence_and_its_gradient_equal_the_loops(case):
 
 def test_divergence_is_not_negative_and_nil_at_the_target():
     labels = torch.eye(4, dtype=torch.float64)
-    cosine = mesdch.cosines(labels, labels)
+    cosine = cosines(labels, labels)
     assert mesdch.divergence(labels, labels, cosine) == pytest.approx(0, abs=1e-12)
     other = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert mesdch.divergence(other, labels, cosine) > 0

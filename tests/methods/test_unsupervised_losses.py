@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cmh_milvus.methods import canon, cirh, cmfh, dgcpn, duet, lcmh, ucch, ugach
-from cmh_milvus.methods.base import TrainData, label_similarity, nearest_rows
+from cmh_milvus.methods.base import TrainData, binarized, label_similarity, nearest_rows
 from tests.reference import methods_unsupervised as slow
 
 B, K = 6, 8
@@ -55,6 +55,14 @@ def test_nearest_rows_are_the_sorted_ones(block):
         assert rows[i, 0] == i
         assert torch.allclose(values[i], torch.stack([unit[i] @ unit[j] for j in order]))
     assert nearest_rows(unit, 40)[1].shape == (17, 17)
+
+
+def test_codes_are_signs_and_that_of_zero_is_plus_one():
+    activations = torch.tensor([0.0, -0.0, -1e-30, 1e-30], requires_grad=True)
+    codes = binarized(activations)
+    assert codes.tolist() == [1, 1, -1, 1]
+    assert not codes.requires_grad
+    assert binarized(activations.half()).dtype == torch.float16
 
 
 # UGACH
@@ -194,7 +202,7 @@ def test_ucch_contrast(codes):
     is_other = torch.ones(B, B + 5, dtype=torch.bool)
     for i, keys in enumerate(own_again):
         is_other[i, keys] = False
-    fast = ucch.contrast(ucch.unit_code(codes[0]), ucch.code_signs(memory), is_other, tau=0.9)
+    fast = ucch.contrast(ucch.unit_code(codes[0]), binarized(memory), is_other, tau=0.9)
     assert_same(fast, slow.ucch_contrast(x, memory, own_again, 0.9), codes[:1])
 
 
@@ -257,10 +265,6 @@ def test_ucch_steps(phase, monkeypatch):
     assert torch.equal(method.memory[others], before[others])
 
 
-def test_ucch_signs_of_zero_are_plus_one():
-    assert ucch.code_signs(torch.tensor([0.0, -0.0, -1e-30, 1e-30])).tolist() == [1, 1, -1, 1]
-
-
 # DGCPN
 
 
@@ -283,7 +287,7 @@ def test_dgcpn_steps_are_half_real_and_half_binary():
     target = method.target(batch)
     weights = [method.image_head.output.weight, method.text_head.output.weight]
     image, text = torch.tanh(method.image_head(batch.image)), torch.tanh(method.text_head(batch.text))
-    sides = [(image, text), (image, ucch.code_signs(text.detach())), (ucch.code_signs(image.detach()), text)]
+    sides = [(image, text), (image, binarized(text.detach())), (binarized(image.detach()), text)]
     steps = list(method.steps(batch, "joint"))
     for step, codes in zip(steps, sides, strict=True):
         assert_same(sum(step.terms.values()), slow.dgcpn_loss(*codes, target, 1.4, 0.7, 1.3), weights)
@@ -316,7 +320,7 @@ def test_cirh_similarity_of_a_batch_is_the_block_of_the_whole_matrix():
 
 
 def test_cirh_students(codes):
-    code = ucch.code_signs(torch.randn(B, K))
+    code = binarized(torch.randn(B, K))
     similarity = torch.rand(B, B)
     fast = cirh.student_loss(*codes, code, similarity, dw=0.3)
     assert_same(sum(fast.values()), slow.cirh_student_loss(*codes, code, similarity, 0.3), codes)
@@ -353,7 +357,7 @@ def test_cirh_teacher_on_a_batch():
     weights = {name: layers[layer] for name, layer in names.items()}
     expected, codes = slow.cirh_teacher(weights, image, text, similarity, 10.0)
     assert_same(sum(step.terms.values()), expected, [layer.weight for layer in weights.values()])
-    assert torch.equal(method.code_buffer[rows], ucch.code_signs(codes))
+    assert torch.equal(method.code_buffer[rows], binarized(codes))
     assert not method.code_buffer[[i for i in range(20) if i not in rows.tolist()]].any()
 
 
@@ -361,7 +365,7 @@ def test_cirh_students_on_a_batch():
     """The authors' code takes S by position and codes by shuffled row; here both follow the row number."""
     data, method = cirh_of_twenty()
     method.eval()
-    method.code_buffer.copy_(ucch.code_signs(torch.randn(20, 8)))
+    method.code_buffer.copy_(binarized(torch.randn(20, 8)))
     rows = torch.tensor([17, 3, 8, 11])
     (step,) = method.steps(data.rows(rows), "students")
     similarity = slow.cirh_similarity(data.image, data.text, rows.tolist(), 0.8, 0.3, 0.3)
@@ -434,7 +438,7 @@ def test_cmfh_updates_are_the_minima_of_the_objective():
 
 
 def test_canon_code_loss(codes):
-    target = ucch.code_signs(torch.randn(B, K, generator=torch.Generator().manual_seed(5)))
+    target = binarized(torch.randn(B, K, generator=torch.Generator().manual_seed(5)))
     assert_same(canon.code_loss(codes[0], target), slow.canon_code_loss(codes[0], target), codes[:1])
 
 
