@@ -96,6 +96,40 @@ def test_variants_are_methods_of_their_own(small, tmp_path):
     assert next(summary(alone))["MAP@all"] == changed["MAP@all"]
 
 
+def test_summary_is_the_mean_and_the_sample_deviation_over_seeds():
+    """By hand: sqrt(sum((x - mean)^2) / (n - 1)); rows of a group need not stand together."""
+    figures = {
+        f"{name} {label}": values
+        for label, shift in (("I→T", 0.0), ("T→I", 0.2))
+        for name, values in (
+            ("MAP@all", [0.5 + shift, 0.54 + shift, 0.64 + shift]),
+            ("NDCG@10", [0.3, 0.5, 0.4]),
+            ("own R@10", [0.1 + shift, 0.1 + shift, 0.4 + shift]),
+        )
+    }
+    shared = {"n_bits": 16, "chance": 0.1, "paper I→T": None, "paper T→I": None}
+
+    def seed_row(method, seed, device):
+        values = {name: values[seed] for name, values in figures.items()}
+        return shared | values | {
+            "data": "a", "method": method, "distinct": seed / 2, "seconds": 3.0 * seed, "device": device,
+        }  # fmt: skip
+
+    several = [seed_row("dcmh", seed, device) for seed, device in enumerate(("cuda", "cpu", "cpu"))]
+    one, alone = summary([several[0], seed_row("scm", 2, "cpu"), *several[1:]])
+    assert (one["method"], one["seeds"], one["device"]) == ("dcmh", 3, "cpu, cuda")
+    assert (one["distinct"], one["seconds"]) == (0.5, 3.0)
+    assert one["MAP@all"] == pytest.approx(0.66)
+    assert one["MAP@all +-"] == pytest.approx(math.sqrt((0.06**2 + 0.02**2 + 0.08**2) / 2))
+    for label, mean in (("I→T", 0.2), ("T→I", 0.4)):
+        assert one[f"own R@10 {label}"] == pytest.approx(mean)
+        assert one[f"own R@10 {label} +-"] == pytest.approx(math.sqrt((0.1**2 + 0.1**2 + 0.2**2) / 2))
+        assert one[f"NDCG@10 {label} +-"] == pytest.approx(0.1)
+    assert (alone["seeds"], alone["MAP@all"]) == (1, pytest.approx(0.74))
+    assert math.isnan(alone["MAP@all +-"])
+    assert math.isnan(alone["own R@10 T→I +-"])
+
+
 def test_all_methods_and_more(monkeypatch):
     """`all` stands for each method, also beside others."""
     asked = []
