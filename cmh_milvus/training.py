@@ -1,8 +1,9 @@
 """One trainer for every method: seeds, device, validation, early stopping, checkpoints, resume.
 
-The codes of the validation rows choose the epoch, and the settings that a method leaves open; each of these is tried in
-half the epochs, and the chosen one trained in full. The query rows are never looked at. The validation database is
-partly untrained (half of the validation rows join it), because a database that was all trained on rewards memorising.
+The codes of the validation rows choose the epoch, and the settings that a method leaves open: each of these is tried
+in a third of the epochs, and the chosen one trained in full. The query rows are never looked at. The validation
+database is partly untrained (half of the validation rows join it), because a database that was all trained on rewards
+memorising.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_FORMAT = 4
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
 MIN_VALIDATION = 4  # fewer validation rows choose nothing
-SCORE_NOISE = 0.01  # scores this close are equal, with a few hundred validation rows; the later epoch and setting win
-TRIAL_SHARE = 0.5  # of the epochs; each of several settings is tried that long
+SCORE_NOISE = 0.01  # scores of epochs this close are equal, with a few hundred validation rows; the later epoch wins
+TRIAL_SHARE = 1 / 3  # of the epochs; each of several settings is tried that long
 COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows is reported
 
 Progress = Callable[[int, int, str], None]
@@ -264,8 +265,7 @@ class _Run:
             if stage >= len(self.ended):  # else a checkpoint has it
                 note = "select" if len(alternatives) == 1 else f"try {stage + 1}/{len(alternatives)}"
                 self.ended.append(self._select(stage, note, epochs))
-        highest = max(one.score for one in self.ended)
-        best = max(stage for stage, one in enumerate(self.ended) if one.score > highest - SCORE_NOISE)
+        best = max(range(len(self.ended)), key=lambda stage: self.ended[stage].score)
         self.config = alternatives[best]
         self.tried = [
             {name: getattr(config, name) for name in self._left_open()} | {"score": one.score}

@@ -14,11 +14,14 @@ which has unit variance for random codes of any length, so that one temperature 
              of a label come close, the closer the more labels they share, and stay apart enough for eq. 2 to order them
     pairs    L_pair = cross entropy of softmax_j( s(a_i, b_j) / tau_pair ) against j = i, both ways             (2)
              (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748)
-    soft     L_soft = the same softmax against P_ij = softmax_j( cos(y_i, y_j) / tau_text ), y the scaled texts   (3)
+    soft     L_soft = the same softmax against P, the mean of softmax_j( cos(x_i, x_j) / tau_soft ) and of
+             softmax_j( cos(y_i, y_j) / tau_soft ), x and y the scaled pictures and texts                        (3)
 
     predict  L_pred = mean binary cross entropy of a linear layer on each head's hidden layer against the labels  (4)
+    partner  L_part = mean_i [ 1 - cos( P_A h_i, q_i ) ] + mean_i [ 1 - cos( P_B g_i, p_i ) ], P_A and P_B linear
+             layers on the hidden layers h of pictures and g of texts                                            (5)
 
-    L = L_lab + predict_weight L_pred + pair_weight (L_pair + soft_weight L_soft)                               (5)
+    L = L_lab + predict_weight L_pred + partner_weight L_part + pair_weight (L_pair + soft_weight L_soft)       (6)
 
 While training, each pair is blended with a random other one, x_i <- u x_i + (1 - u) x_j, with u ~ U(1 - blend, 1) and j
 the same in both modalities; the targets stay those of i (mixup's input half: Zhang et al. 2018, arXiv 1710.09412).
@@ -26,14 +29,15 @@ the same in both modalities; the targets stay those of i (mixup's input half: Zh
 symbol    variable              shape
 A, B      image_code, text_code (b, K)
 W         overlap               (b, b)
-y         scaled text           (b, text_dim)   as the text head sees it, before any blend
+x, y      scaled image, text    (b, image_dim), (b, text_dim)   as the heads see them, before any blend
+p, q      image_gist, text_gist (b, partner_dim)   leading principal components of x and y over the train rows
 
 With `nested`, eq. 1 to 3 are the means over the codes' first 16, 32, 64, ... and K bits, so that a prefix of a code is
 itself a good code (as Kusupati et al. 2022, arXiv 2205.13147, do for floats).
 
 `pair_weight` is the one knob: near 0 the code ranks by labels, at 1 and more by pairs. Where it is not given, the
 validation rows choose it among `PAIR_WEIGHTS`: how much agreement of pairs costs in agreement of labels differs from
-data set to data set. Without labels only eq. 2 and 3 are left.
+data set to data set. Without labels only eq. 2, 3 and 5 are left.
 
 Departures: none from a paper; the method is this project's own, made of the published losses named above.
 """
@@ -58,13 +62,14 @@ from cmh_milvus.methods.base import (
     Share,
     Step,
     TrainData,
+    cosines,
     label_similarity,
     one_cycle,
     straight_through_sign,
 )
 
-PAIR_WEIGHTS = (0.02, 0.12)  # among which the validation rows choose; the second, if alike
-SHOWN, FEWEST, MOST = 200_000, 20, 160  # pairs that training shows, and the bounds of its epochs
+PAIR_WEIGHTS = (0.02, 0.1)  # among which the validation rows choose
+SHOWN, FEWEST, MOST = 300_000, 20, 240  # pairs that training shows, and the bounds of its epochs
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,11 @@ class DuetConfig:
 
     Attributes:
         pair_weight: Weight of pair agreement against label agreement; this one if no validation rows choose it.
-        soft_weight: Weight of the soft targets against the pairs; it keeps what the text backbone knows about texts
-            that are unlike the train rows', such as a person's question.
+        soft_weight: Weight of the soft targets against the pairs; it keeps what the backbones know about items that
+            are unlike the train rows', such as a person's question.
         predict_weight: Weight of the label prediction.
+        partner_weight: Weight of the prediction of the other half of the pair.
+        partner_dim: Principal components of the other half that are predicted.
         overlap_power: Above 1 the label contrast favours items that share most labels, and NDCG over MAP.
         reach: Cosine of two codes at which the attraction of items with hardly any overlap of labels ends.
         reach_overlap: What full overlap adds to it.
@@ -83,19 +90,21 @@ class DuetConfig:
         blend: Largest share of another pair that is mixed into the features.
         tau_label: Temperature of the label contrast.
         tau_pair: Temperature of the pair contrast.
-        tau_text: Temperature of the soft targets.
+        tau_soft: Temperature of the soft targets.
         hidden: Width of each head's hidden layer.
         dropout: On the hidden layer.
         input_dropout: On the scaled features.
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Of AdamW.
         batch_size: Pairs a batch.
-        epochs: Passes over the train rows; 0 for as many as show 200,000 pairs, at least 20 and at most 160.
+        epochs: Passes over the train rows; 0 for as many as show 300,000 pairs, at least 20 and at most 240.
     """
 
-    pair_weight: float = 0.12
+    pair_weight: float = 0.06
     soft_weight: float = 2.5
     predict_weight: float = 3.0
+    partner_weight: float = 2.0
+    partner_dim: Count = 128
     overlap_power: float = 1.0
     reach: float = 0.5
     reach_overlap: float = 0.3
@@ -103,7 +112,7 @@ class DuetConfig:
     blend: Share = 0.3
     tau_label: Positive = 1.6
     tau_pair: Positive = 0.8
-    tau_text: Positive = 0.1
+    tau_soft: Positive = 0.1
     hidden: Count = 4096
     dropout: Share = 0.5
     input_dropout: Share = 0.2
@@ -156,10 +165,28 @@ def pair_contrast(image_code: Tensor, text_code: Tensor, target: Tensor, tau: fl
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
-def text_targets(text: Tensor, tau: float) -> Tensor:
-    """P of eq. 3: text features (b, text_dim) -> (b, b), rows sum to 1."""
-    unit = F.normalize(text, dim=1)
-    return F.softmax(unit @ unit.T / tau, dim=1)
+def soft_targets(image: Tensor, text: Tensor, tau: float) -> Tensor:
+    """P of eq. 3: features (b, image_dim) and (b, text_dim) -> (b, b), rows sum to 1."""
+    return (F.softmax(cosines(image, image) / tau, dim=1) + F.softmax(cosines(text, text) / tau, dim=1)) / 2
+
+
+def gist(features: Tensor, dim: int) -> Tensor:
+    """The leading principal components, p and q of eq. 5.
+
+    Args:
+        features: (n, d), scaled.
+        dim: Components at most.
+
+    Returns:
+        (n, min(n, d, dim)).
+    """
+    left, values, _ = torch.pca_lowrank(features, min(dim, *features.shape))
+    return left * values
+
+
+def partner_distance(predicted: Tensor, partner: Tensor) -> Tensor:
+    """Eq. 5 for one direction: (b, p) and (b, p) -> scalar."""
+    return 1 - F.cosine_similarity(predicted, partner).mean()
 
 
 def prefix_lengths(n_bits: int) -> list[int]:
@@ -204,6 +231,13 @@ class Duet(Method):
         if train.label_matrix is not None:
             n_labels = train.label_matrix.shape[1]
             self.image_labels, self.text_labels = (nn.Linear(config.hidden, n_labels) for _ in range(2))
+        self.image_gist: Tensor
+        self.text_gist: Tensor
+        image, text = self.image_head.scaling(train.image_vectors), self.text_head.scaling(train.text_vectors)
+        self.register_buffer("image_gist", gist(image, config.partner_dim), persistent=False)
+        self.register_buffer("text_gist", gist(text, config.partner_dim), persistent=False)
+        self.partner_text = nn.Linear(config.hidden, self.text_gist.shape[1])  # of a picture
+        self.partner_image = nn.Linear(config.hidden, self.image_gist.shape[1])  # of a text
 
     @classmethod
     def epochs(cls, config: DuetConfig, n: int) -> int:
@@ -228,7 +262,7 @@ class Duet(Method):
         return {"heads": one_cycle(progress, self.config.learning_rate)}
 
     def steps(self, batch: Batch, phase: str) -> Iterator[Step]:
-        """One joint update on eq. 5."""
+        """One joint update on eq. 6."""
         config = self.config
         image, text = blended(batch.image, batch.text, config.blend)
         image_hidden, text_hidden = self.image_head.hidden(image), self.text_head.hidden(text)
@@ -254,10 +288,15 @@ class Duet(Method):
             predictions = torch.stack([self.image_labels(image_hidden), self.text_labels(text_hidden)])
             truth = batch.label_matrix.expand_as(predictions)
             terms["predict"] = config.predict_weight * F.binary_cross_entropy_with_logits(predictions, truth)
-        if config.pair_weight > 0 or not terms:
-            weight = config.pair_weight if terms else 1.0
+        partners = partner_distance(self.partner_text(image_hidden), self.text_gist[batch.index])
+        partners = partners + partner_distance(self.partner_image(text_hidden), self.image_gist[batch.index])
+        has_labels = bool(terms)
+        terms["partner"] = config.partner_weight * partners
+        if config.pair_weight > 0 or not has_labels:
+            weight = config.pair_weight if has_labels else 1.0
             own = torch.eye(len(batch), device=image_code.device)
-            alike = text_targets(self.text_head.scaling(batch.text_vectors), config.tau_text)
+            image, text = self.image_head.scaling(batch.image_vectors), self.text_head.scaling(batch.text_vectors)
+            alike = soft_targets(image, text, config.tau_soft)
             for name, target, share in (("pair", own, 1.0), ("soft", alike, config.soft_weight)):
                 contrast = torch.stack([pair_contrast(*bits, target, config.tau_pair) for bits in prefixes]).mean()
                 terms[name] = weight * share * contrast

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -477,10 +478,39 @@ def test_duet_label_contrast_without_any_positive_is_nothing(codes):
 
 
 def test_duet_pair_contrast_and_soft_targets(codes):
-    text = features(B, 5, 1)
-    target = duet.text_targets(text, 0.1)
-    for i in range(B):
-        score = torch.stack([torch.exp(slow.cosine(text[i], text[j]) / 0.1) for j in range(B)])
-        assert torch.allclose(target[i], score / score.sum())
+    image, text = features(B, 7, 2) - 0.5, features(B, 5, 1)
+    target = duet.soft_targets(image, text, 0.1)
+    expected = slow.duet_soft_targets(image, text, 0.1)
+    assert torch.allclose(target, expected)
     for wanted in (target, torch.eye(B)):
         assert_same(duet.pair_contrast(*codes, wanted, 0.1), slow.duet_pair_contrast(*codes, wanted, 0.1), codes)
+
+
+def test_duet_gist_are_the_scores_of_the_leading_components():
+    """Against numpy's full decomposition; a component's sign is free."""
+    rows = features(30, 8, 0) - 0.5
+    rows *= torch.tensor([20.0, 10.0, 5.0] + 5 * [1e-3])
+    found = duet.gist(rows, 3).numpy()
+    centred = (rows - rows.mean(dim=0)).numpy()
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = left[:, :3] * values[:3]
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-5, atol=1e-5)
+    assert duet.gist(rows, 100).shape == (30, 8)
+    assert duet.gist(rows[:5], 100).shape == (5, 5)
+
+
+@pytest.mark.parametrize(("n_bits", "nested"), [(8, False), (24, True)])
+@pytest.mark.parametrize("pair_weight", [None, 0.0, 0.3])
+def test_a_duet_step_is_eq_6(n_bits, nested, pair_weight):
+    """`pair_weight` None: without labels."""
+    config = duet.DuetConfig(
+        pair_weight=pair_weight or 0.0, hidden=12, nested=nested, partner_dim=100, dropout=0, input_dropout=0, blend=0
+    )
+    image, text = features(20, 7, 0) - 0.5, features(20, 5, 1)
+    labels = None if pair_weight is None else (features(20, 3, 2) > 0.5).to(torch.float64)
+    torch.manual_seed(0)
+    method = duet.Duet(TrainData(image, text, labels), n_bits, config)
+    rows = torch.tensor([3, 0, 7, 12, 19, 5])
+    (step,) = method.steps(TrainData(image, text, labels).rows(rows), "joint")
+    expected = slow.duet_loss(method, image, text, labels, rows)
+    assert_same(torch.stack(list(step.terms.values())).sum(), expected, list(method.parameters()))

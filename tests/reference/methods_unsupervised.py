@@ -265,6 +265,62 @@ def duet_pair_contrast(image_code, text_code, target, tau):
     return total
 
 
+def duet_soft_targets(image, text, tau):
+    b = len(image)
+    target = torch.zeros(b, b)
+    for side in (image, text):
+        for i in range(b):
+            score = [torch.exp(cosine(side[i], side[j]) / tau) for j in range(b)]
+            for j in range(b):
+                target[i, j] += score[j] / sum(score) / 2
+    return target
+
+
+def duet_partner_distance(predicted, partner):
+    return sum(1 - cosine(u, v) for u, v in zip(predicted, partner, strict=True)) / len(predicted)
+
+
+def duet_loss(method, image, text, labels, rows):
+    """Eq. 6 of the batch `rows`, for a method without dropout and blend; its layers make the codes."""
+    config, image_scaled, text_scaled = method.config, method.image_head.scaling(image), method.text_head.scaling(text)
+    hidden = method.image_head.hidden(image[rows]), method.text_head.hidden(text[rows])
+    codes = []
+    for head, one in zip((method.image_head, method.text_head), hidden, strict=True):
+        relaxed = torch.tanh(head.output(one))
+        codes.append(relaxed + torch.where(relaxed >= 0, 1.0, -1.0).detach() - relaxed.detach())
+    lengths = [n for n in (16, 32, 64) if n < method.n_bits and config.nested] + [method.n_bits]
+    total = 0.0
+    if labels is not None:
+        for u in range(2):
+            for v in range(2):
+                for n in lengths:
+                    a, b = codes[u][:, :n], codes[v][:, :n]
+                    settings = config.tau_label, u == v, config.reach, config.reach_overlap
+                    total = total + duet_label_contrast(a, b, labels[rows], *settings) / (4 * len(lengths))
+        for layer, one in zip((method.image_labels, method.text_labels), hidden, strict=True):
+            chance = torch.sigmoid(layer(one))
+            cross = -(labels[rows] * chance.log() + (1 - labels[rows]) * (1 - chance).log())
+            total = total + config.predict_weight * cross.sum() / (2 * cross.numel())
+    for layer, one, other, gist in (
+        (method.partner_text, hidden[0], text_scaled, method.text_gist),
+        (method.partner_image, hidden[1], image_scaled, method.image_gist),
+    ):
+        centred = other - other.mean(dim=0)
+        axes = torch.linalg.svd(centred, full_matrices=False).Vh[: gist.shape[1]]
+        partner = centred @ axes.T
+        signs = torch.where((partner * gist).sum(dim=0) >= 0, 1.0, -1.0)  # a component's sign is free
+        total = total + config.partner_weight * duet_partner_distance(layer(one), partner[rows] * signs)
+    weight = 1.0 if labels is None else config.pair_weight
+    for n in lengths:
+        own = torch.eye(len(rows))
+        alike = duet_soft_targets(image_scaled[rows], text_scaled[rows], config.tau_soft)
+        a, b = codes[0][:, :n], codes[1][:, :n]
+        pairs = duet_pair_contrast(a, b, own, config.tau_pair)
+        soft = duet_pair_contrast(a, b, alike, config.tau_pair)
+        total = total + weight * (pairs + config.soft_weight * soft) / len(lengths)
+    return total
+
+
 # CANON
 
 
