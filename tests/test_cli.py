@@ -240,7 +240,7 @@ def test_checkpoints_of_dotted_names_are_apart(monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(training._Run, "_validate", interrupted)
     for name in ("shoes.v1", "shoes.v2"):
-        settings = ["--set", "epochs=4", "--set", "hidden=16", "--bits", "8"]  # tried in 2 each
+        settings = ["--set", "epochs=6", "--set", "hidden=16", "--bits", "8"]  # tried in 2 each
         assert run("train", "emoji", "-o", name, *settings).exit_code == 130
     assert sorted(path.name for path in Path().glob("shoes*")) == ["shoes.v1.checkpoint", "shoes.v2.checkpoint"]
 
@@ -536,7 +536,7 @@ def test_ingest_from_stdin(encoder_folder):
 
 def test_interrupted_training_goes_on(tmp_path, monkeypatch):
     """Ctrl-C: exit code 130, a checkpoint; the same command ends with the codes of an unbroken run."""
-    arguments = ["train", "emoji", "--set", "epochs=20", "--set", "hidden=16", "--bits", "8"]
+    arguments = ["train", "emoji", "--set", "epochs=30", "--set", "hidden=16", "--bits", "8"]
     whole = lines(run(*arguments, "-o", "whole"))[0]
 
     import cmh_milvus.training as training
