@@ -18,7 +18,7 @@ which has unit variance for random codes of any length, so that one temperature 
              softmax_j( cos(y_i, y_j) / tau_soft ), x and y the scaled pictures and texts                        (3)
 
     predict  L_pred = mean binary cross entropy of a linear layer on each head's hidden layer against the labels  (4)
-    partner  L_part = mean_i [ 1 - cos( P_A h_i, q_i ) ] + mean_i [ 1 - cos( P_B g_i, p_i ) ], P_A and P_B linear
+    partner  L_part = mean_i [ 1 - cos( M_A(h_i), q_i ) ] + mean_i [ 1 - cos( M_B(g_i), p_i ) ], M_A and M_B linear
              layers on the hidden layers h of pictures and g of texts                                            (5)
 
     L = L_lab + predict_weight L_pred + partner_weight L_part + pair_weight (L_pair + soft_weight L_soft)       (6)
@@ -28,7 +28,8 @@ the same in both modalities; the targets stay those of i (mixup's input half: Zh
 
 symbol    variable              shape
 A, B      image_code, text_code (b, K)
-W         overlap               (b, b)
+W, P      overlap, alike        (b, b)
+h, g      image_hidden, text_hidden (b, hidden)
 x, y      scaled image, text    (b, image_dim), (b, text_dim)   as the heads see them, before any blend
 p, q      image_gist, text_gist (b, partner_dim)   leading principal components of x and y over the train rows
 
@@ -39,7 +40,7 @@ itself a good code (as Kusupati et al. 2022, arXiv 2205.13147, do for floats).
 validation rows choose it among `PAIR_WEIGHTS`: how much agreement of pairs costs in agreement of labels differs from
 data set to data set. Without labels only eq. 2, 3 and 5 are left.
 
-Departures: none from a paper; the method is this project's own, made of the published losses named above.
+Departures: none from a paper; the method is this project's own, eq. 1 to 3 of the published losses named there.
 """
 
 from __future__ import annotations
@@ -221,6 +222,9 @@ class Duet(Method):
     Config = DuetConfig
     config: DuetConfig
 
+    image_gist: Tensor
+    text_gist: Tensor
+
     def __init__(self, train: TrainData, n_bits: int, config: DuetConfig) -> None:
         super().__init__(train, n_bits, config)
 
@@ -231,8 +235,6 @@ class Duet(Method):
         if train.label_matrix is not None:
             n_labels = train.label_matrix.shape[1]
             self.image_labels, self.text_labels = (nn.Linear(config.hidden, n_labels) for _ in range(2))
-        self.image_gist: Tensor
-        self.text_gist: Tensor
         image, text = self.image_head.scaling(train.image_vectors), self.text_head.scaling(train.text_vectors)
         self.register_buffer("image_gist", gist(image, config.partner_dim), persistent=False)
         self.register_buffer("text_gist", gist(text, config.partner_dim), persistent=False)
@@ -290,10 +292,9 @@ class Duet(Method):
             terms["predict"] = config.predict_weight * F.binary_cross_entropy_with_logits(predictions, truth)
         partners = partner_distance(self.partner_text(image_hidden), self.text_gist[batch.index])
         partners = partners + partner_distance(self.partner_image(text_hidden), self.image_gist[batch.index])
-        has_labels = bool(terms)
         terms["partner"] = config.partner_weight * partners
-        if config.pair_weight > 0 or not has_labels:
-            weight = config.pair_weight if has_labels else 1.0
+        weight = 1.0 if batch.label_matrix is None else config.pair_weight
+        if weight > 0:
             own = torch.eye(len(batch), device=image_code.device)
             image, text = self.image_head.scaling(batch.image_vectors), self.text_head.scaling(batch.text_vectors)
             alike = soft_targets(image, text, config.tau_soft)
