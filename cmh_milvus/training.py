@@ -1,9 +1,9 @@
 """One trainer for every method: seeds, device, validation, early stopping, checkpoints, resume.
 
-The codes of the validation rows choose the epoch, and the settings that a method leaves open: each of these is tried
-in a third of the epochs, and the chosen one trained in full. The query rows are never looked at. The validation
-database is partly untrained (half of the validation rows join it), because a database that was all trained on rewards
-memorising.
+The codes of the validation rows choose the epoch, and the settings that a method leaves open: each of these, or the one
+that is given, is tried in a third of the epochs, and the chosen one trained in full. The query rows are never looked
+at. The validation database is partly untrained (half of the validation rows join it), because a database that was all
+trained on rewards memorising.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from cmh_milvus.ranking import distance_table, own_pair_ranks
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
 MIN_VALIDATION = 4  # fewer validation rows choose nothing
 SCORE_NOISE = 0.01  # scores of epochs this close are equal, with a few hundred validation rows; the later epoch wins
@@ -236,12 +236,13 @@ class _Run:
 
     def fit_epochs(self) -> tuple[HashHead, HashHead]:
         split, alternatives = self.data.split, self._alternatives()
-        several = len(alternatives) > 1
-        epochs = max(1, round(TRIAL_SHARE * self.epochs)) if several else self.epochs
         refit = self.settings.refit and len(split.validation) > 0
+        left_open = bool(self.method_class.left_open(self._has_labels))
+        short = len(alternatives) > 1 or (left_open and refit)  # a value that is given is tried like one that is chosen
+        epochs = max(1, round(TRIAL_SHARE * self.epochs)) if short else self.epochs
         with torch.random.fork_rng():
             chosen = self._best_of(alternatives, epochs)
-            if several and not refit:
+            if short and not refit:
                 chosen = self._select(len(alternatives), "select", self.epochs)
             self.chosen_epoch, self.history = chosen.epoch, chosen.history
             if refit:

@@ -245,7 +245,7 @@ def test_packaged_networks_are_tuned(backbones, items):
 
 def test_resumed_run_is_the_unbroken_one(clip, items, tmp_path):
     backbones, data = clip
-    chosen = settings(epochs=4)
+    chosen = settings("dsph", epochs=4)
 
     def run(checkpoint=None, progress=None):
         tuning = FineTuning(*backbones, *items, rate=1e-3)

@@ -91,7 +91,7 @@ def test_resumed_run_gives_exactly_the_unbroken_runs_weights(data, tmp_path, met
 def test_run_resumed_while_it_refits_is_the_unbroken_run(data, tmp_path, monkeypatch):
     scores = iter([0.1, 0.9, 0.2] * 2)
     monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
-    chosen = settings(refit=True, validate_every=1, method_settings=QUICK | {"epochs": 3})
+    chosen = settings(method="ucch", refit=True, validate_every=1, method_settings=OPEN | {"epochs": 3})
     unbroken = train(data, chosen)
     resumed = train_with_interruptions(data, chosen, tmp_path / "run.pt", [2], stage="refit")
     assert unbroken.record["chosen_epoch"] == resumed.record["chosen_epoch"] == 2
@@ -108,7 +108,7 @@ def test_run_that_patience_ended_is_not_trained_further_when_resumed(data, tmp_p
         return {"score": seen[-1], "distinct": 1.0}
 
     monkeypatch.setattr(training._Run, "_validate", validate)
-    chosen = settings(patience=2, validate_every=1, refit=True)
+    chosen = settings(method="ucch", method_settings=OPEN, patience=2, validate_every=1, refit=True)
     with pytest.raises(Interrupted):
         train(data, chosen, checkpoint=tmp_path / "run.pt", progress=interrupt_after(1, "refit"))
     assert seen == [0.5, 0.4, 0.3]
@@ -193,7 +193,7 @@ def test_refit_trains_afresh_on_train_and_validation_rows(data, monkeypatch):
         return make(run, rows, epochs)
 
     monkeypatch.setattr(training._Run, "_make", record)
-    trained = train(data, settings(validate_every=1, refit=True))
+    trained = train(data, settings(method="ucch", method_settings=OPEN, validate_every=1, refit=True))
     assert made == [(300, 6), (360, 2)]
     assert trained.record["chosen_epoch"] == 2
     assert trained.record["refit_on_validation"]
@@ -227,6 +227,22 @@ def test_choice_is_tried_in_a_third_of_the_epochs_and_trained_in_full(data, monk
     assert last == [("try 1/2", 2, 2), ("try 2/2", 2, 2), ("refit", 3, 3)]
     assert trained.record["chosen_epoch"] == 3
     assert [entry["score"] for entry in trained.record["history"]] == [0.9, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("refit", "expected"), [(True, [("select", 2, 2), ("refit", 3, 3)]), (False, [("select", 6, 6)])]
+)
+def test_a_value_that_is_given_is_tried_as_long_as_one_that_is_chosen(data, monkeypatch, refit, expected):
+    """A third of the epochs, of which the first scores highest; in full at once where no refit follows."""
+    scores = iter([0.9, 0.5, 0.4, 0.3, 0.2, 0.1])
+    monkeypatch.setattr(training._Run, "_validate", lambda run, method: {"score": next(scores), "distinct": 1.0})
+    shown = []
+    train(
+        data,
+        settings(validate_every=1, refit=refit, method_settings=OPEN | {"pair_weight": 0.02}),
+        progress=lambda done, epochs, note: shown.append((note.split(":")[0], done, epochs)),
+    )
+    assert [line for line in shown if line[1] == line[2]] == expected
 
 
 def test_a_method_is_told_how_long_each_of_its_trainings_takes(data, monkeypatch):

@@ -182,7 +182,8 @@ class Method(nn.Module):
     def left_open(cls, has_labels: bool) -> Mapping[str, Sequence[Any]]:
         """Settings that the validation rows choose where the user gives none: by name, the values that are tried.
 
-        Each is tried in a third of the epochs, and the one of the highest score trained in full.
+        Each, or the value that the user gives, is tried in a third of the epochs; that of the highest score is trained
+        in full.
         """
         return {}
 
