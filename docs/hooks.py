@@ -98,10 +98,11 @@ def _benchmark(part: str) -> str:
             + benchmark_table([row for row in chosen if row["data"] == data], ("method",))
             for data, chance in {row["data"]: row["chance"] for row in chosen}.items()
         )
+    default = [row for row in rows if ":" not in row["method"]]
     plots = {
-        "bits": lambda: bits_plot(rows),
+        "bits": lambda: bits_plot(default),
         "recall": lambda: recall_plot(rows, n_bits),
-        "seconds": lambda: seconds_plot(rows, n_bits),
+        "seconds": lambda: seconds_plot(default, n_bits),
     }
     return f'<figure class="plot" data-search-exclude>\n{plots[part]()}</figure>'
 
