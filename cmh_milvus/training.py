@@ -237,8 +237,8 @@ class _Run:
     def fit_epochs(self) -> tuple[HashHead, HashHead]:
         split, alternatives = self.data.split, self._alternatives()
         refit = self.settings.refit and len(split.validation) > 0
-        left_open = bool(self.method_class.left_open(self._has_labels))
-        short = len(alternatives) > 1 or (left_open and refit)  # a value that is given is tried like one that is chosen
+        # a value that is given for what the method leaves open is tried like one that is chosen
+        short = len(alternatives) > 1 or (refit and bool(self.method_class.left_open(self._has_labels)))
         epochs = max(1, round(TRIAL_SHARE * self.epochs)) if short else self.epochs
         with torch.random.fork_rng():
             chosen = self._best_of(alternatives, epochs)

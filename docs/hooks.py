@@ -89,8 +89,9 @@ def _benchmark(part: str) -> str:
     n_bits = plotted_length(rows)
     if part == "runs":
         return _runs(rows)
+    default = [row for row in rows if ":" not in row["method"]]
     if part == "means":
-        return _means(rows)
+        return _means(default)
     if part == "tables":
         chosen = [row for row in rows if row["n_bits"] == n_bits]
         return "\n\n".join(
@@ -98,7 +99,6 @@ def _benchmark(part: str) -> str:
             + benchmark_table([row for row in chosen if row["data"] == data], ("method",))
             for data, chance in {row["data"]: row["chance"] for row in chosen}.items()
         )
-    default = [row for row in rows if ":" not in row["method"]]
     plots = {
         "bits": lambda: bits_plot(default),
         "recall": lambda: recall_plot(rows, n_bits),
@@ -108,8 +108,8 @@ def _benchmark(part: str) -> str:
 
 
 def _means(rows: list[dict[str, Any]]) -> str:
-    """Mean MAP@all of both directions: a line a method with its default settings, a column a data set and length."""
-    found = {(row["method"], row["data"], row["n_bits"]): row for row in rows if ":" not in row["method"]}
+    """Mean MAP@all of both directions: a line a method, a column a data set and length."""
+    found = {(row["method"], row["data"], row["n_bits"]): row for row in rows}
     lengths: dict[str, list[int]] = {}
     for data, n_bits in dict.fromkeys((data, n_bits) for _, data, n_bits in sorted(found, key=lambda key: key[2])):
         lengths.setdefault(data, []).append(n_bits)
