@@ -13,7 +13,7 @@ G         text_buffer             (n, K)   the text net's
 B         code_buffer             (n, K)   -1, +1
 f, g      activations             (b, K)   the batch's rows of F or G, with gradient
 Theta     theta                   (b, n)
-S         similarity              (b, n)   made from the labels' bits block by block; nothing is n x n
+S         similarity              (b, n)   made from the labels block by block; nothing is n x n
 
 Algorithm (paper, Algorithm 1): an epoch is a pass over images with G fixed, a pass over texts with F fixed, then B.
 A batch writes its fresh rows into the buffer and steps on its share of J, divided by (b n) as the authors' code does.
@@ -59,8 +59,7 @@ from cmh_milvus.methods.base import (
 )
 
 BLOCK = 2048  # train rows at a time in the likelihood
-WORD = 24  # labels in a word of bits
-COUNTED = 1024  # train rows from which the likelihood that is shown is estimated
+COUNTED = 256  # train rows, or up to twice as many, from which the likelihood that is shown is estimated
 
 
 @dataclass(frozen=True)
@@ -93,30 +92,6 @@ class DcmhConfig:
         check_similarity(self.similarity)
 
 
-def label_words(labels: Tensor) -> Tensor:
-    """Labels as bits: (n, n_labels) of 0 and 1 -> int32 (n_words, n). A float32 sum of `WORD` powers of 2 is exact."""
-    powers = 2.0 ** torch.arange(WORD, dtype=labels.dtype, device=labels.device)
-    return torch.stack([(part @ powers[: part.shape[1]]).int() for part in torch.split(labels, WORD, dim=1)])
-
-
-def word_similarity(words: Tensor, others: Tensor) -> Tensor:
-    """S from label words: int32 (n_words, b), (n_words, n) -> int32 (b, n)."""
-    shared = words[0][:, None] & others[0]
-    for word, other in zip(words[1:], others[1:], strict=True):
-        shared |= word[:, None] & other
-    return shared.clamp_(max=1)
-
-
-def similarity_blocks(labels: Tensor, all_labels: Tensor, grading: str) -> Iterator[Tensor]:
-    """S, `BLOCK` columns at a time: (b, n_labels), (n, n_labels) -> float (b, BLOCK); from bits where S is 0 or 1."""
-    if grading != "any":
-        yield from (label_similarity(labels, rows, grading) for rows in torch.split(all_labels, BLOCK))
-        return
-    words = label_words(labels)
-    for block in torch.split(label_words(all_labels), BLOCK, dim=1):
-        yield word_similarity(words, block).to(labels.dtype)
-
-
 class NegativeLogLikelihood(torch.autograd.Function):
     """`negative_log_likelihood` with the paper's gradient.
 
@@ -132,19 +107,18 @@ class NegativeLogLikelihood(torch.autograd.Function):
         labels: Tensor,
         all_labels: Tensor,
         grading: str,
-        counted: int,
+        every: int,
     ) -> Tensor:
-        """sum_ij ( log(1 + e^Theta_ij) - S_ij Theta_ij ), j over the first `counted` train rows, times n / counted."""
+        """sum_ij ( log(1 + e^Theta_ij) - S_ij Theta_ij ), estimated from one of `every` train rows j."""
         value, direction, half = activations.new_zeros(()), torch.zeros_like(activations), 0.5 * activations
-        blocks, left = similarity_blocks(labels, all_labels, grading), counted
-        for G, similarity in zip(torch.split(buffer, BLOCK), blocks, strict=True):
+        for G, rows in zip(torch.split(buffer, BLOCK), torch.split(all_labels, BLOCK), strict=True):
             theta = half @ G.T  # (b, BLOCK)
-            shown = theta[:, :left]
-            value += (F.softplus(shown) - similarity[:, :left] * shown).sum()
-            left = max(0, left - BLOCK)
+            similarity = label_similarity(labels, rows, grading)
+            shown = theta[:, ::every]
+            value += (F.softplus(shown) - similarity[:, ::every] * shown).sum() * (len(G) / shown.shape[1])
             direction.addmm_(theta.sigmoid_().sub_(similarity), G)
         ctx.save_for_backward(direction)
-        return value * (len(buffer) / counted)
+        return value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None]:
@@ -169,15 +143,15 @@ def negative_log_likelihood(
         labels: (b, n_labels) of 0 and 1, of the batch.
         all_labels: (n, n_labels), of all train rows.
         grading: Of S, as `label_similarity` takes it; a graded S_ij is the chance that i and j are alike.
-        counted: The value is estimated from that many of the train rows, the first ones; by default from all. A value
-            that is only shown need not cost the softplus of all pairs. The gradient is that of all in any case.
+        counted: The value is estimated from at least that many of the train rows, evenly spread; by default from all.
+            A value that is only shown need not cost the softplus of all pairs. The gradient is that of all in any case.
 
     Returns:
         Scalar sum over b n pairs.
     """
-    rows = len(buffer) if counted is None else min(counted, len(buffer))
+    every = 1 if counted is None else max(1, len(buffer) // counted)
     value: Tensor = NegativeLogLikelihood.apply(  # type: ignore[no-untyped-call]
-        activations, buffer, labels, all_labels, grading, rows
+        activations, buffer, labels, all_labels, grading, every
     )
     return value
 
