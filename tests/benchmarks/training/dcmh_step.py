@@ -6,8 +6,8 @@ Published kind: labels of the batch against all train rows, the likelihood as lo
 permutation and the batch's complement for the balance term in each step. Ours: `DCMH.steps` as the trainer runs it.
 Both move the same linear net on the same 512-d features by plain SGD; times are CPU seconds of one thread, the best of
 several alternating repeats. The gradients are compared first; the program fails where they differ by more than 1e-6 of
-their length. Ours estimates the likelihood's value, which is only shown, from some 256 of the n rows. The published loop
-also computes the loss over all n x n pairs once an epoch, which ours does not need: `epoch_ratio` compares a whole
+their length. Ours estimates the likelihood's value, which is only shown, from some 256 rows. The published loop also
+computes the loss over all n x n pairs once an epoch, which ours does not need: `epoch_ratio` compares a whole
 epoch (image and text steps, and that loss), `step_ratio` the step alone.
 """
 
