@@ -53,6 +53,15 @@ def test_estimated_likelihood_is_unbiased_and_its_gradient_exact(monkeypatch):
         torch.testing.assert_close(gradient(value, codes)[0], expected)
 
 
+def test_estimated_likelihood_of_equal_train_rows_is_exact(monkeypatch):
+    """Also where the counted rows are no whole share of a block."""
+    monkeypatch.setattr(dcmh, "BLOCK", 95)
+    codes, buffer = torch.randn(8, 16, generator=torch.Generator().manual_seed(1)), torch.ones(250, 16)
+    labels = torch.ones(250, 2)
+    whole = negative_log_likelihood(codes, buffer, labels[:8], labels)
+    torch.testing.assert_close(negative_log_likelihood(codes, buffer, labels[:8], labels, counted=30), whole)
+
+
 def test_likelihood_and_its_gradient_equal_the_loops(case):
     codes, buffer, labels, all_labels = case
     ours = negative_log_likelihood(codes, buffer, labels, all_labels)
