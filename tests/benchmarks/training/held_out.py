@@ -8,7 +8,7 @@ train rows at random: an eighth, at most 500, are queries; twice as many are in 
 rest, or `--train` rows of it, is trained on and in the database too. The split's own queries are not used. No rows are
 left that could choose an epoch, so a method trains to its end, and what it leaves open has to be given.
 
-The table has means over folds and both directions; "score" is what the trainer's validation goes by (docs/design.md).
+The table has means over folds and both directions; "score" is what validation goes by with labels (docs/design.md).
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 from cmh_milvus.benchmark import FIGURES, run_benchmark
 from cmh_milvus.cli.sources import benchmark_sources
-from cmh_milvus.datasets.base import Split
+from cmh_milvus.datasets.base import Split, cut_split
 from cmh_milvus.evaluation import CROSS_MODAL, DIRECTION_LABELS
 
 
@@ -29,14 +29,10 @@ def held_out(split, fold, most):
     """The train rows of `split`, dealt into queries, database and `most` train rows, or all where that is None."""
     rows = np.union1d(split.train, split.validation)
     n_query = min(500, len(rows) // 8)
-    start = max(3 * n_query, len(rows) - (most or len(rows)))
-    query, unknown, known = np.split(np.random.default_rng(fold).permutation(rows), [n_query, start])
-    return Split(
-        query=np.sort(query),
-        database=np.sort(np.concatenate([unknown, known])),
-        train=np.sort(known),
-        validation=np.zeros(0, dtype=np.int64),
-    )
+    n_untrained = 2 * n_query if most is None else max(2 * n_query, len(rows) - n_query - most)
+    cut = cut_split(len(rows), n_query=n_query, n_validation=n_untrained, seed=fold)
+    none = np.zeros(0, dtype=np.int64)
+    return Split(query=rows[cut.query], database=rows[cut.database], train=rows[cut.train], validation=none)
 
 
 def both_directions(rows, figure):
