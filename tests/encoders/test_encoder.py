@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from cmh_milvus.codes import binarize, pack
 from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower
-from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
+from cmh_milvus.encoders.hash_head import Dropout, HashHead, HashHeadConfig
 from cmh_milvus.errors import ArtefactError, PictureError, SettingsError, UnsafeFile
 
 
@@ -229,6 +229,21 @@ def test_scaling_kinds():
     assert sparse.weight[1] == pytest.approx(np.log(5 / 2))
     torch.testing.assert_close(sparse(words).norm(dim=1)[0], sparse(words).norm(dim=1)[1])
     assert torch.isfinite(sparse(torch.zeros(1, 6))).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("shape", [(64, 301), (3, 5, 7), (0, 4)])
+def test_dropout_is_that_of_torch(share, shape):
+    """Values, gradients, and what the generator gives next."""
+    results = []
+    for kind in (torch.nn.Dropout, Dropout):
+        torch.manual_seed(1)
+        features = torch.randn(shape).requires_grad_()
+        dropped = kind(share)(features)
+        (gradient,) = torch.autograd.grad(dropped.square().sum(), features)
+        results.append([dropped.tolist(), gradient.tolist(), torch.rand(1).item()])
+        assert torch.equal(kind(share).eval()(features), features)
+    assert results[0] == results[1]
 
 
 def test_truncated_codes_are_prefixes(encoder, emoji_features, tmp_path):
