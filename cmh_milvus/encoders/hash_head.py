@@ -136,7 +136,7 @@ class Dropout(nn.Dropout):
         """(n, ...) -> the same shape."""
         if not self.training or not 0 < self.p < 1 or features.device.type != "cpu":
             return super().forward(features)
-        kept = torch.rand(features.shape, dtype=torch.float64) < 1 - self.p
+        kept = torch.rand(features.shape, dtype=torch.float64, device=features.device) < 1 - self.p
         return features * (kept / (1 - self.p))
 
 
