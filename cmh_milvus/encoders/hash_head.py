@@ -137,7 +137,7 @@ class Dropout(nn.Dropout):
         if not self.training or not 0 < self.p < 1 or features.device.type != "cpu":
             return super().forward(features)
         kept = torch.rand(features.shape, dtype=torch.float64, device=features.device) < 1 - self.p
-        return features * (kept / (1 - self.p))
+        return features * kept.to(features.dtype).div_(1 - self.p)
 
 
 class HashHead(nn.Module):

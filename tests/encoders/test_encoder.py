@@ -231,14 +231,15 @@ def test_scaling_kinds():
     assert torch.isfinite(sparse(torch.zeros(1, 6))).all()
 
 
-@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("shape", [(64, 301), (3, 5, 7), (0, 4)])
-def test_dropout_is_that_of_torch(share, shape):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dropout_is_that_of_torch(share, shape, dtype):
     """Values, gradients, and what the generator gives next."""
     results = []
     for kind in (torch.nn.Dropout, Dropout):
         torch.manual_seed(1)
-        features = torch.randn(shape).requires_grad_()
+        features = torch.randn(shape, dtype=dtype).requires_grad_()
         dropped = kind(share)(features)
         (gradient,) = torch.autograd.grad(dropped.square().sum(), features)
         results.append([dropped.tolist(), gradient.tolist(), torch.rand(1).item()])
