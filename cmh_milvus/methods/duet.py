@@ -10,7 +10,7 @@ which has unit variance for random codes of any length, so that one temperature 
                                                - min( s(u_i, v_j), r_ij ) / tau_label ] / sum_j W_ij           (1)
              W_ij = (Jaccard overlap of the label sets of i and j) ^ overlap_power; the mean is over (A, B), (B, A),
              (A, A), (B, B), and an item is not its own positive in the last two (supervised contrast: Khosla et al.
-             2020, eq. 2, arXiv 2004.11362). Its attraction ends at r_ij = sqrt(K) (reach + reach_overlap W_ij): items
+             2020, eq. 2, arXiv 2004.11362). Its attraction ends at r_ij = sqrt(K) (reach + (1 - reach) W_ij): items
              of a label come close, the closer the more labels they share, and stay apart enough for eq. 2 to order them
     pairs    L_pair = cross entropy of softmax_j( s(a_i, b_j) / tau_pair ) against j = i, both ways             (2)
              (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748)
@@ -85,8 +85,8 @@ class DuetConfig:
         partner_weight: Weight of the prediction of the other half of the pair.
         partner_dim: Principal components of the other half that are predicted.
         overlap_power: Above 1 the label contrast favours items that share most labels, and NDCG over MAP.
-        reach: Cosine of two codes at which the attraction of items with hardly any overlap of labels ends.
-        reach_overlap: What full overlap adds to it.
+        reach: Cosine of two codes at which the attraction of items with hardly any overlap of labels ends; that of
+            items with the same labels does not end.
         nested: Train prefixes of 16, 32, 64, ... bits as codes of their own (`CrossModalHashEncoder.truncated`).
         blend: Largest share of another pair that is mixed into the features.
         tau_label: Temperature of the label contrast.
@@ -107,8 +107,7 @@ class DuetConfig:
     partner_weight: float = 2.0
     partner_dim: Count = 128
     overlap_power: float = 1.0
-    reach: float = 0.5
-    reach_overlap: float = 0.3
+    reach: Share = 0.5
     nested: bool = False
     blend: Share = 0.3
     tau_label: Positive = 1.6
@@ -275,7 +274,7 @@ class Duet(Method):
         terms: dict[str, Tensor] = {}
         if batch.label_matrix is not None:
             overlap = label_similarity(batch.label_matrix, batch.label_matrix, "jaccard") ** config.overlap_power
-            reach = config.reach + config.reach_overlap * overlap
+            reach = config.reach + (1 - config.reach) * overlap
             contrasts = [
                 label_contrast(a, b, overlap, config.tau_label, reach)
                 for image_bits, text_bits in prefixes

@@ -463,13 +463,13 @@ def test_canon_teacher_keeps_what_both_sides_share():
 
 
 @pytest.mark.parametrize("same_side", [False, True])
-@pytest.mark.parametrize(("reach", "reach_overlap"), [(1.0, 0.0), (0.0, 0.1)])
-def test_duet_label_contrast(codes, same_side, reach, reach_overlap):
+@pytest.mark.parametrize("reach", [0.0, 0.1, 1.0])
+def test_duet_label_contrast(codes, same_side, reach):
     labels = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]], dtype=torch.float64)
     overlap = label_similarity(labels, labels, "jaccard")
     other = codes[0] if same_side else codes[1]
-    fast = duet.label_contrast(codes[0], other, overlap, 0.2, reach + reach_overlap * overlap)
-    slow_value = slow.duet_label_contrast(codes[0], other, labels, 0.2, same_side, reach, reach_overlap)
+    fast = duet.label_contrast(codes[0], other, overlap, 0.2, reach + (1 - reach) * overlap)
+    slow_value = slow.duet_label_contrast(codes[0], other, labels, 0.2, same_side, reach)
     assert_same(fast, slow_value, codes)
 
 

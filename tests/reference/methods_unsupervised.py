@@ -230,7 +230,7 @@ def cmfh_objective(views, latent, bases, projections, weights, mu, gamma):
 # DUET
 
 
-def duet_label_contrast(codes, others, labels, tau, same_side, reach, reach_overlap):
+def duet_label_contrast(codes, others, labels, tau, same_side, reach):
     b, n_bits = codes.shape
     values = []
     for i in range(b):
@@ -247,9 +247,11 @@ def duet_label_contrast(codes, others, labels, tau, same_side, reach, reach_over
         normaliser = sum(score.values())
         value = 0.0
         for j in candidates:
-            farthest = n_bits**0.5 * (reach + reach_overlap * weights[j])
+            farthest = n_bits**0.5 * (reach + (1 - reach) * weights[j])
             similarity = (codes[i] @ others[j]) / n_bits**0.5
-            attraction = similarity if similarity < farthest else torch.full_like(similarity, farthest)
+            tie = abs(similarity - farthest) < 1e-9
+            share = 0.5 if tie else float(similarity < farthest)  # of the gradient; torch.minimum halves it at a tie
+            attraction = share * similarity + (1 - share) * farthest
             value = value + weights[j] * (torch.log(normaliser) - attraction / tau) / total
         values.append(value)
     return sum(values) / len(values) if values else torch.zeros(())
@@ -295,7 +297,7 @@ def duet_loss(method, image, text, labels, rows):
             for v in range(2):
                 for n in lengths:
                     a, b = codes[u][:, :n], codes[v][:, :n]
-                    settings = config.tau_label, u == v, config.reach, config.reach_overlap
+                    settings = config.tau_label, u == v, config.reach
                     total = total + duet_label_contrast(a, b, labels[rows], *settings) / (4 * len(lengths))
         for layer, one in zip((method.image_labels, method.text_labels), hidden, strict=True):
             chance = torch.sigmoid(layer(one))
