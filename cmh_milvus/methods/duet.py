@@ -11,7 +11,8 @@ which has unit variance for random codes of any length, so that one temperature 
              W_ij = (Jaccard overlap of the label sets of i and j) ^ overlap_power; the mean is over (A, B), (B, A),
              (A, A), (B, B), and an item is not its own positive in the last two (supervised contrast: Khosla et al.
              2020, eq. 2, arXiv 2004.11362). Its attraction ends at r_ij = sqrt(K) (reach + (1 - reach) W_ij): items
-             of a label come close, the closer the more labels they share, and stay apart enough for eq. 2 to order them
+             of a label come close, the closer the more labels they share; short of equal label sets they stay apart,
+             and eq. 2 orders them
     pairs    L_pair = cross entropy of softmax_j( s(a_i, b_j) / tau_pair ) against j = i, both ways             (2)
              (InfoNCE: van den Oord et al. 2018, arXiv 1807.03748)
     soft     L_soft = the same softmax against P, the mean of softmax_j( cos(x_i, x_j) / tau_soft ) and of
