@@ -131,7 +131,8 @@ def label_contrast(codes: Tensor, others: Tensor, overlap: Tensor, tau: float, r
         others: (b, K); where it is `codes` itself, an item is neither its own positive nor its own negative.
         overlap: (b, b), weights W.
         tau: Temperature.
-        reach: (b, b), the cosine of two codes at which their attraction ends.
+        reach: (b, b), the cosine of two codes at which their attraction ends; at that very cosine half of its gradient
+            passes, as `torch.minimum` has it.
 
     Returns:
         Scalar.

@@ -503,9 +503,8 @@ def test_duet_gist_are_the_scores_of_the_leading_components():
 @pytest.mark.parametrize("pair_weight", [None, 0.0, 0.3])
 def test_a_duet_step_is_eq_6(n_bits, nested, pair_weight):
     """`pair_weight` None: without labels."""
-    config = duet.DuetConfig(
-        pair_weight=pair_weight or 0.0, hidden=12, nested=nested, partner_dim=100, dropout=0, input_dropout=0, blend=0
-    )
+    weight, off = pair_weight or 0.0, {"dropout": 0, "input_dropout": 0, "blend": 0}
+    config = duet.DuetConfig(pair_weight=weight, reach=0.2, hidden=12, nested=nested, partner_dim=100, **off)
     image, text = features(20, 7, 0) - 0.5, features(20, 5, 1)
     labels = None if pair_weight is None else (features(20, 3, 2) > 0.5).to(torch.float64)
     torch.manual_seed(0)
