@@ -204,6 +204,8 @@ class _Run:
         """The method as it is before it learns from `rows` for `epochs`."""
         torch.manual_seed(self.settings.seed)
         train_data = self._train_data(rows)
+        if self.tuning is not None:
+            train_data = self.tuning.train_data(train_data, rows)
         config = dataclasses.replace(self.config, epochs=epochs)
         return self.method_class(train_data, self.settings.n_bits, config).to(self.device), train_data
 
@@ -303,7 +305,6 @@ class _Run:
         optimizers = dict(method.optimizers())
         if self.tuning is not None:
             optimizers[OPTIMIZER] = self.tuning.start()
-            train_data = self.tuning.train_data(train_data, rows)
         shuffle = torch.Generator().manual_seed(self.settings.seed)
         state = _StageState()
         self._resume(stage, method, optimizers, shuffle, state)

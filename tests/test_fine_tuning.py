@@ -19,6 +19,7 @@ from cmh_milvus.errors import ArtefactError, SettingsError
 from cmh_milvus.fine_tuning import MAX_GRADIENT, WEIGHT_DECAY, FineTuning
 from cmh_milvus.methods import get_method, list_methods
 from cmh_milvus.methods.base import TrainData
+from cmh_milvus.methods.ugach import UGACH
 from cmh_milvus.training import TrainingSettings, train
 from tests.methods.conftest import small_settings
 
@@ -161,6 +162,23 @@ def test_targets_stay_and_only_what_is_read_is_computed(clip, items, monkeypatch
     assert batch.image.requires_grad
     assert batch.image is batch.image
     assert torch.equal(fresh.image, kept.image)
+
+
+def test_rows_beyond_the_batch_are_fresh_too(clip, items, monkeypatch):
+    """UGACH's positives go through the same net as the batch."""
+    backbones, data = clip
+    steps, moved = UGACH.steps, []
+
+    def spied(method, batch, phase):
+        positives = method.train_data.rows(batch.index.flip(0))
+        torch.testing.assert_close(positives.image, batch.image.flip(0))
+        torch.testing.assert_close(positives.text, batch.text.flip(0))
+        moved.append(not torch.equal(batch.image_vectors, batch.image.flatten(1)))
+        yield from steps(method, batch, phase)
+
+    monkeypatch.setattr(UGACH, "steps", spied)
+    train(data, settings("ugach"), tuning=FineTuning(*backbones, *items, rate=1e-3))
+    assert any(moved)
 
 
 def test_validation_sees_the_tuned_backbones(clip, items):

@@ -99,7 +99,8 @@ class FeatureScaling(nn.Module):
         else:
             self.shift.copy_(scaled.mean(dim=0))
             deviation = scaled.std(dim=0, unbiased=False)
-            self.gain.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), 0.0))
+            constant = 1e-6 * deviation.max().clamp(max=1.0)
+            self.gain.copy_(torch.where(deviation > constant, 1 / deviation, 0.0))
 
     def _weigh(self, features: Tensor) -> Tensor:
         weighted = features * self.weight

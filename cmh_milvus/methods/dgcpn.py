@@ -12,7 +12,7 @@ With the cosines U_IT, U_II, U_TT of relaxed codes F and G (tanh of activations)
         + cw ( |U_IT - U_II|^2 + |U_IT - U_TT|^2 + |U_II - U_TT|^2 + |U_IT - U_IT^T|^2 )                          (7)
 
 symbol     variable                       shape
-P          neighbours, weights            (n, k)   sparse rows
+P          neighbours, weights            (n, k + 1)   sparse rows; the item itself has weight 0
 P_b        transition                     (b, n)   the batch's rows of P, dense
 S          target                         (b, b)
 F, G       image_code, text_code          (b, K)
@@ -66,7 +66,7 @@ class DgcpnConfig:
         a2: Share of the coherence in S.
         neighbours: k as a share of n [0.4].
         max_neighbours: Upper bound of k.
-        scale: Of D, in multiples of k.
+        scale: Of D, in multiples of k + 1.
         pull: Target of own pairs' cosine.
         dw: Weight of eq. 6.
         cw: Weight of eq. 7.

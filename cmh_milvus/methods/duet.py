@@ -107,7 +107,7 @@ class DuetConfig:
     predict_weight: float = 3.0
     partner_weight: float = 2.0
     partner_dim: Count = 128
-    overlap_power: float = 1.0
+    overlap_power: Positive = 1.0
     reach: Share = 0.5
     nested: bool = False
     blend: Share = 0.3

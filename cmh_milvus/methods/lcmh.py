@@ -66,6 +66,19 @@ def k_means(features: Tensor, k: int, iterations: int, generator: torch.Generato
     return centroids
 
 
+def threshold(values: Tensor) -> Tensor:
+    """Eq. 3's median, between two rows: on one of them, rounding would choose that row's bit.
+
+    Args:
+        values: (n, K), n at least 2.
+
+    Returns:
+        (K,), the mean of row number n / 2 in order, rounded up, and the next.
+    """
+    below = (len(values) - 1) // 2
+    return values.sort(dim=0).values[below : below + 2].mean(dim=0)
+
+
 class LCMH(Method):
     """See the module's docstring."""
 
@@ -110,4 +123,4 @@ class LCMH(Method):
             # Memberships are small numbers: directions of unit variance keep float32 codes exact.
             direction = w / (p @ w).std(dim=0).clamp(min=1e-12)
             head.output.weight.copy_(direction.T)
-            head.output.bias.copy_(-(p @ direction).median(dim=0).values)
+            head.output.bias.copy_(-threshold(p @ direction))

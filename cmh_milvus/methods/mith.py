@@ -10,7 +10,7 @@ N(U, v) = mean_ij [ log(1 + e^s_ij) - S_ij s_ij ], s_ij = U_i . v_j / 2 (numbers
     J3 = ( |(i^g + i^l)/2 - B|^2 + the same for texts ) / (b K)                                              (4)
     J4 = InfoNCE(z^I, z^T) + concept_weight mean_pairs InfoNCE(concepts of the image, of the text)           (5)
     J5 = ( |sg(h^g) - h^l|^2 + .1 |h^g - sg(h^l)|^2, both modalities ) / b,  sg = no gradient                (6)
-    L  = local J1 + global J2 + quantization J3 + contrast J4 + distillation J5                              (7)
+    L  = local J1 + whole J2 + quantization J3 + contrast J4 + distillation J5                              (7)
     B  = sign( .99 (I^g + T^g) + .01 (I^l + T^l) )                                                           (8)
 
 symbol        variable                                  shape

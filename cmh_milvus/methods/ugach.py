@@ -12,7 +12,7 @@ Both are two hash nets with relaxed codes h = sigmoid(activation) and distance d
 Queries of both modalities are used in each batch: q an image and o texts, then q a text and o images.
 
 symbol    variable                    shape
-graph     neighbours                  (n, 2 k)   row numbers, the pair itself included
+graph     neighbours                  (n, 2 k)   row numbers, the pair itself among them
 o         batch.index                 (m,)       candidates: the rows of the batch, m = b
 d(q, o)   distances                   (b, m)
 p         log_probability             (b, m)
@@ -25,7 +25,8 @@ Departures:
 - Eq. 5 is as the paper has it, log p over all candidates. The authors' code takes the softmax over the two sampled
   items alone, and has no baseline r_mean although every reward is at least 0.5.
 - Both retrieval directions train one model (the code trains one for each).
-- Neighbours by cosine of the scaled features instead of Euclidean distance of raw ones, found block by block.
+- Neighbours by cosine of the scaled features, where it is above 0, instead of Euclidean distance of raw ones; found
+  block by block.
 - Adam and batches instead of plain SGD on single queries: features need minutes, not days. The weight decay of 0.01
   on the squared norm, which batches of one needed, becomes `weight_decay`. ReLU and batch normalisation for
   the hidden tanh.
@@ -90,6 +91,21 @@ class UgachConfig:
     weight_decay: float = 1e-5
     batch_size: Count = 256
     epochs: Count = 30
+
+
+def correlated(features: Tensor, k: int) -> Tensor:
+    """Eq. 1 in one modality; what has nothing in common with a row, as with a text without words, does not count.
+
+    Args:
+        features: Scaled, (n, d).
+        k: Neighbours a row, the row itself among them unless k others equal it.
+
+    Returns:
+        Row numbers, int32 (n, k): neighbours by cosine, and the row itself where that is not above 0.
+    """
+    cosine, rows = nearest_rows(F.normalize(features, dim=1), k)
+    itself = torch.arange(len(rows), dtype=rows.dtype, device=rows.device)[:, None]
+    return torch.where(cosine > 0, rows, itself)
 
 
 def squared_distances(h: Tensor, others: Tensor) -> Tensor:
@@ -161,7 +177,7 @@ class UGACH(Method):
             HashHead.fitted(train.image, n_bits, *shape), HashHead.fitted(train.text, n_bits, *shape)
         )
         nearest = [
-            nearest_rows(F.normalize(own.scaling(features), dim=1), config.neighbours)[1]
+            correlated(own.scaling(features), config.neighbours)
             for own, features in ((self.image_head, train.image_vectors), (self.text_head, train.text_vectors))
         ]
         self.register_buffer("neighbours", torch.cat(nearest, dim=1), persistent=False)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmh_milvus.encoders.hash_head import FeatureScaling
 from cmh_milvus.methods import cca_itq
 from cmh_milvus.methods.base import TrainData
 from cmh_milvus.methods.cca_itq import CcaItq, canonical_directions, cross_products, itq_rotation, projected
@@ -60,6 +61,18 @@ def test_blocks_do_not_change_the_codes(method_class, small_train_data, monkeypa
             codes += [(method.image_head(small_train_data.image) >= 0, method.text_head(small_train_data.text) >= 0)]
     for few, many in zip(*codes, strict=True):
         assert (few == many).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1.0])
+def test_unit_of_dense_features_does_not_matter(unit):
+    features = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    features[:, 1] *= 1e-8  # the rounding of a column that is constant
+    features[:, 2] = 0.3
+    scaling = FeatureScaling(4)
+    scaling.fit(features * unit)
+    expected = (features - features.mean(dim=0)) / features.std(dim=0, unbiased=False)
+    expected[:, [1, 2]] = 0
+    torch.testing.assert_close(scaling(features * unit), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("method_class", [CcaItq, CMFH, SCM])

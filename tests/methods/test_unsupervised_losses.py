@@ -115,6 +115,12 @@ def test_ugach_policy_gradient_estimates_the_gradient_of_the_expected_reward():
     assert torch.allclose(estimate, exact, atol=3e-3)
 
 
+def test_ugach_texts_without_words_have_only_themselves():
+    words = torch.tensor([[1.0, 0, 0], [0, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 2]])
+    neighbours = ugach.correlated(words, 3)
+    assert [sorted(set(row)) for row in neighbours.tolist()] == [[0, 3], [1], [2, 3], [0, 2, 3], [4], [5]]
+
+
 @pytest.mark.parametrize("phase", ["pretrain", "discriminator", "generator"])
 def test_ugach_steps(phase, monkeypatch):
     """One player learns; the other one is at rest, without its dropout and the batch's statistics."""
@@ -402,15 +408,27 @@ def test_lcmh_k_means_finds_separate_clusters_and_never_gets_worse():
     assert torch.cdist(centres, found).min(dim=1).values.max() < 1
 
 
-def test_lcmh_bits_are_balanced_on_the_train_rows():
+def test_lcmh_threshold_is_between_the_middle_rows():
+    values = torch.tensor([[5.0, 1], [1, 1], [2, 2], [8, 4], [9, 8]])
+    assert lcmh.threshold(values).tolist() == [6.5, 3.0]
+    assert lcmh.threshold(values[:4]).tolist() == [3.5, 1.5]
+    assert lcmh.threshold(values[:2]).tolist() == [3.0, 1.0]
+
+
+@pytest.mark.parametrize("n", [200, 201])
+def test_lcmh_bits_are_balanced_and_decided_on_the_train_rows(n):
+    """No train row lies on the threshold, where rounding would choose its bit anew in each batch."""
     torch.set_default_dtype(torch.float32)
-    shared = torch.randn(200, 6)
+    torch.manual_seed(0)
+    shared = torch.randn(n, 6)
     data = lcmh.TrainData(shared @ torch.randn(6, 12), shared @ torch.randn(6, 10), None)
     method = lcmh.LCMH(data, 8, lcmh.LcmhConfig(clusters=20))
     method.fit(data, torch.Generator().manual_seed(0))
     for head, x in ((method.image_head, data.image), (method.text_head, data.text)):
-        share = (head.eval()(x) >= 0).float().mean(dim=0)
-        assert torch.all((share - 0.5).abs() <= 0.05)
+        with torch.no_grad():
+            activations = head.eval()(x)
+        assert torch.all(((activations >= 0).float().mean(dim=0) - 0.5).abs() <= 0.5 / n + 1e-6)
+        assert activations.abs().min() > 1e-5
 
 
 # CMFH
