@@ -26,7 +26,8 @@ Departures:
   picks the epoch by the MAP of database rows).
 - AdamW and one cycle instead of Adam at 1e-4 and a clipped gradient; a strong decay, so that pairs are not learned by
   heart: the loss tells every pair from all others, and label MAP of validation rows falls without it. It is set for the
-  whole training, whose number of updates grows with the number of pairs.
+  whole training, whose number of updates grows with the number of pairs; in a training of fewer than 100 updates each
+  shrinks the weights as one of 100 does, because a stronger decay leaves a handful of codes.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ from cmh_milvus.methods.base import (
     one_cycle,
 )
 
+FEWEST = 100  # updates that the shrinkage is spread over
+
 
 @dataclass(frozen=True)
 class UcchConfig:
@@ -68,7 +71,8 @@ class UcchConfig:
         warm_up: Epochs before the memory is used.
         hidden: Width of the hidden layers, two for images and one for texts [8192].
         learning_rate: Peak of the one-cycle schedule [1e-4, constant].
-        shrinkage: Of all weights over the training: without gradients they would fall to e^-shrinkage [decay 1e-6].
+        shrinkage: Of all weights over a training of 100 updates or more: without gradients they would fall to
+            e^-shrinkage [decay 1e-6].
         batch_size: Pairs a batch.
         epochs: Passes over the train rows [20].
     """
@@ -154,7 +158,7 @@ class UCCH(Method):
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One over both nets."""
         config = self.config
-        steps = config.epochs * max(1, round(len(self.memory) / config.batch_size))
+        steps = max(FEWEST, config.epochs * max(1, round(len(self.memory) / config.batch_size)))
         decay = config.shrinkage / (steps * config.learning_rate / 2)  # the mean rate of one cycle is half its peak
         return {"nets": AdamW(self.parameters(), lr=config.learning_rate, weight_decay=decay, fused=True)}
 

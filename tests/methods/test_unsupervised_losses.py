@@ -228,8 +228,10 @@ def test_ucch_memory_moves_towards_the_mean_code(codes):
         assert torch.allclose(fast[i], slow.ucch_remember(memory[i], x[i], y[i], 0.6))
 
 
-@pytest.mark.parametrize(("n", "batch_size"), [(150, 50), (600, 50)])
-def test_ucch_weights_shrink_alike_whatever_the_number_of_pairs(n, batch_size):
+@pytest.mark.parametrize(("n", "shrinkage"), [(150, 1.7), (600, 1.7), (50, 0.4 * 1.7)])
+def test_ucch_weights_shrink_alike_whatever_the_number_of_pairs(n, shrinkage):
+    """Where there are at least 100 updates; of 40, as of 50 pairs, each shrinks them as one of 100 does."""
+    batch_size = 50
     config = ucch.UcchConfig(hidden=8, batch_size=batch_size, epochs=40, shrinkage=1.7)
     torch.manual_seed(0)
     method = ucch.UCCH(TrainData(torch.randn(n, 4), torch.randn(n, 4), None), 16, config)
@@ -242,7 +244,7 @@ def test_ucch_weights_shrink_alike_whatever_the_number_of_pairs(n, batch_size):
         optimizer.param_groups[0]["lr"] = method.learning_rates(step / steps)["nets"]
         optimizer.step()
     fallen = method.image_head.output.weight / before
-    assert torch.allclose(fallen, torch.full_like(fallen, math.exp(-1.7)), rtol=0.05)
+    assert torch.allclose(fallen, torch.full_like(fallen, math.exp(-shrinkage)), rtol=0.05)
 
 
 @pytest.mark.parametrize("phase", ["warm_up", "memory"])
