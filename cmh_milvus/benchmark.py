@@ -21,6 +21,8 @@ from cmh_milvus.published import published_map
 from cmh_milvus.training import TrainingSettings, train
 
 FIGURES = ("MAP@all", "NDCG@10", "own R@10")
+BEGINNING = '{"data": '  # of each line of the results file
+IDENTITY = ("key", "data_fingerprint", "split_fingerprint", "settings")  # of a run in the results file
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def run_benchmark(
             over where a data set has none.
         lengths: Code lengths in bits.
         seeds: Runs of each, seeds 0, 1, ...
-        results: JSON lines file; a run that is in it (same data fingerprint, same value of every setting) is not
+        results: JSON lines file; a run that is in it (same data and split, same value of every setting) is not
             repeated.
         validation: Share of the train rows that chooses the epoch.
         device: Where to train.
@@ -94,13 +96,13 @@ def run_benchmark(
         All rows of the asked-for runs, with MAP@all of chance and, for default settings, of the paper.
 
     Raises:
-        DataError: The results file is damaged.
+        DataError: The results file is damaged, or another kind of file.
         SettingsError: There is no such method or setting.
     """
     given = {text: _given(text, settings or {}) for text in methods}  # each once
     chance: dict[str, float] = {}
-    cells = [Cell(*values) for values in product(data_sets, given, lengths, range(seeds))]
-    kept = {(row["key"], row["data_fingerprint"], row["settings"]): row for row in _read(results)}
+    cells = [Cell(*values) for values in product(data_sets, given, dict.fromkeys(lengths), range(seeds))]
+    kept = {tuple(row.get(name) for name in IDENTITY): row for row in _read(results)}
     rows = []
     for number, cell in enumerate(cells, start=1):
         data = data_sets[cell.data]
@@ -110,11 +112,10 @@ def run_benchmark(
         if cell.data not in chance:
             chance[cell.data] = chance_level(data)
         config = _config(get_method(name), given[cell.method], data)
-        identity = (cell.key, data.fingerprint, json.dumps(config, sort_keys=True))
+        identity = (cell.key, data.fingerprint, data.split.fingerprint(), json.dumps(config, sort_keys=True))
         if identity not in kept:
-            kept[identity] = _measured(cell, data, given[cell.method], validation, device) | dict(
-                zip(("key", "data_fingerprint", "settings"), identity, strict=True)
-            )
+            measured = _measured(cell, data, given[cell.method], validation, device)
+            kept[identity] = measured | dict(zip(IDENTITY, identity, strict=True))
             results.parent.mkdir(parents=True, exist_ok=True)
             with results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(kept[identity]) + "\n")
@@ -200,13 +201,21 @@ def _read(results: Path) -> list[dict[str, Any]]:
     """The rows of a results file; a line that a killed run left unfinished is cut off."""
     if not results.exists():
         return []
-    whole, _, torn = results.read_text(encoding="utf-8").rpartition("\n")
-    if torn:
-        results.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+    try:
+        whole, _, torn = results.read_text(encoding="utf-8").rpartition("\n")
+    except ValueError as error:
+        raise DataError(f"{results} is no results file of a benchmark: give another name") from error
     rows = []
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
             raise DataError(f"line {number} of {results} is no JSON: remove the line, or give another file") from error
+        if not isinstance(row, dict) or "key" not in row:
+            raise DataError(f"line {number} of {results} is no result of a benchmark: give another file")
+        rows.append(row)
+    if torn:
+        if not BEGINNING.startswith(torn[: len(BEGINNING)]):
+            raise DataError(f"{results} is no results file of a benchmark: give another name")
+        results.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
     return rows

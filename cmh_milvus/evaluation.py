@@ -552,7 +552,9 @@ def require_labels(data: PairedFeatures) -> NDArray[np.bool_]:
         DataError: No labels, or an empty query or database split.
     """
     if data.labels is None:
-        raise DataError(f"{data.name} has no labels, and relevance is defined by them: name the label column")
+        raise DataError(
+            f"{data.name} has no labels, and relevance is defined by them: name the label column, or add labels"
+        )
     if len(data.split.query) == 0 or len(data.split.database) == 0:
         raise DataError(
             f"{data.name} has {len(data.split.query)} query and {len(data.split.database)} database rows: "

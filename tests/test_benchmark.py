@@ -19,7 +19,7 @@ from cmh_milvus import benchmark
 from cmh_milvus.benchmark import parse_method, run_benchmark, summary
 from cmh_milvus.cli import cli
 from cmh_milvus.datasets.base import Split
-from cmh_milvus.errors import SettingsError
+from cmh_milvus.errors import DataError, SettingsError
 from cmh_milvus.methods import duet, list_methods
 from cmh_milvus.published import published_map
 from cmh_milvus.report.benchmark import benchmark_table, plotted_length, read_rows, render_benchmark
@@ -133,16 +133,44 @@ def test_summary_is_the_mean_and_the_sample_deviation_over_seeds():
 def test_all_methods_and_more(monkeypatch):
     """`all` stands for each method, also beside others."""
     asked = []
-    monkeypatch.setattr(benchmark, "run_benchmark", lambda data, methods, *_, **__: asked.append(methods) or [])
+    monkeypatch.setattr(benchmark, "run_benchmark", lambda data, methods, *_, **__: asked.append(methods) or [row()])
     monkeypatch.setattr("cmh_milvus.cli.commands.benchmark_sources", lambda *_: {})
     for given in ([], ["--method", "all", "--method", "duet:pair_weight=1"]):
         assert CliRunner().invoke(cli, ["benchmark", "emoji", *given]).exit_code == 0
     assert asked == [list_methods(), [*list_methods(), "duet:pair_weight=1"]]
 
 
-def test_a_method_asked_for_twice_runs_once(small, tmp_path):
-    rows = run_benchmark({"a": small}, ["scm", "scm"], [8], 1, tmp_path / "r.jsonl", device="cpu")
+def test_a_method_or_a_length_asked_for_twice_runs_once(small, tmp_path):
+    rows = run_benchmark({"a": small}, ["scm", "scm"], [8, 8], 1, tmp_path / "r.jsonl", device="cpu")
     assert len(rows) == 1
+
+
+def test_another_split_of_the_same_features_is_run(small, tmp_path):
+    split = small.split
+    database = split.database[: len(split.database) // 2]
+    halved = replace(small, split=replace(split, database=database, train=database))
+    fresh = run_benchmark({"a": halved}, ["scm"], [8], 1, tmp_path / "fresh.jsonl", device="cpu")
+    run_benchmark({"a": small}, ["scm"], [8], 1, tmp_path / "r.jsonl", device="cpu")
+    again = run_benchmark({"a": halved}, ["scm"], [8], 1, tmp_path / "r.jsonl", device="cpu")
+    assert again[0]["MAP@all I→T"] == fresh[0]["MAP@all I→T"]
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("content", [b'{"my": 1}', b'{"data": 1}\n3\n', b"{}\n", b"null\n", b"\xff\xfe", b"a\nb"])
+def test_another_file_is_not_written_to(content, small, tmp_path):
+    (tmp_path / "mine").write_bytes(content)
+    with pytest.raises(DataError, match="mine"):
+        run_benchmark({"a": small}, ["scm"], [8], 1, tmp_path / "mine", device="cpu")
+    assert (tmp_path / "mine").read_bytes() == content
+
+
+def test_nothing_to_run(small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    unlabelled = replace(small, labels=None)
+    monkeypatch.setattr("cmh_milvus.cli.commands.benchmark_sources", lambda *_: {"a": unlabelled})
+    result = CliRunner().invoke(cli, ["benchmark", "a.npz", "--method", "scm", "--report", "page.html"])
+    assert result.exit_code == 1
+    assert "learn from labels" in result.stderr
 
 
 def test_a_new_default_is_run_again(small, tmp_path, monkeypatch):
@@ -349,7 +377,8 @@ def test_command_writes_page_and_csv(small, tmp_path, monkeypatch):
         ("some", "scm"), ("some", "scm:ridge=9"), ("some:other", "scm"), ("some:other", "scm:ridge=9"),
     ]  # fmt: skip
     again = [json.loads(line) for line in CliRunner().invoke(cli, arguments).stdout.splitlines()]
-    np.testing.assert_equal(rows, again)
+    unknown = [{k: math.nan if v is None and k.endswith("+-") else v for k, v in one.items()} for one in again]
+    np.testing.assert_equal(rows, unknown)
     assert (tmp_path / "page.html").read_text() == render_benchmark("Methods side by side", rows)
     table = CliRunner().invoke(cli, [*arguments, "--format", "html"]).stdout
     assert "paper" not in table, "no column without a value"

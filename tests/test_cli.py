@@ -220,7 +220,7 @@ def test_benchmark_resumes(emoji_features):
     both = [(line["MAP@all I→T"] + line["MAP@all T→I"]) / 2 for line in seeds]
     assert row["MAP@all"] == pytest.approx(np.mean(both))
     assert row["MAP@all +-"] == pytest.approx(np.std(both, ddof=1))
-    Path("b.jsonl").write_text(written + '{"torn')
+    Path("b.jsonl").write_text(written + '{"data": "so')
     assert lines(run(*base, "--bits", "8")) == [row]
     assert Path("b.jsonl").read_text() == written
     assert len(lines(run(*base, "--bits", "8,16"))) == 2
@@ -228,6 +228,33 @@ def test_benchmark_resumes(emoji_features):
     Path("b.jsonl").write_text("nonsense\n")
     fails(run(*base, "--bits", "8"), 1, "line 1 of b.jsonl")
     fails(run("benchmark", "photos", "-o", "c.jsonl"), 2, "photos")
+
+
+def test_a_features_files_own_sets_are_evaluated():
+    """44 of its 80 rows are the database and 24 are trained on; the others are neither."""
+    rng = np.random.default_rng(0)
+    labels = np.eye(2)[np.arange(80) % 2]
+    sets = {"query": np.arange(16), "database": np.arange(16, 60), "train": np.arange(30, 54)}
+    np.savez("own.npz", image=rng.normal(size=(80, 5)), text=rng.normal(size=(80, 4)), labels=labels, **sets)
+    trained = lines(run("train", "own.npz", "-o", "enc", "--method", "cca_itq", "--bits", "8"))
+    assert trained[0]["train"] + trained[0]["validation"] == 24
+    measured = run("evaluate", "own.npz", "-m", "enc", "--method", "scm", "--bits", "8,8", "--no-baselines")
+    assert "24 of 44" in measured.stderr
+    assert [row["encoder"] for row in lines(measured)].count("scm") == 2, "a row a direction"
+    assert {row["n_database"] for row in lines(measured)} == {44}
+
+
+def test_one_seed_has_no_deviation():
+    """JSON has no NaN."""
+    rng = np.random.default_rng(0)
+    sets = {"query": np.arange(9), "database": np.arange(9, 40), "labels": np.eye(2)[np.arange(40) % 2]}
+    np.savez("own.npz", image=rng.normal(size=(40, 5)), text=rng.normal(size=(40, 4)), **sets)
+    for output_format in ("json", "jsonl"):
+        result = run(
+            "benchmark", "own.npz", "--method", "scm", "--bits", "8", "--seeds", "1", "--format", output_format
+        )
+        assert "NaN" not in result.stdout
+        assert '"MAP@all +-": null' in result.stdout
 
 
 def test_checkpoints_of_dotted_names_are_apart(monkeypatch):
@@ -457,6 +484,61 @@ def test_read_only_folder():
     fails(run("train", "emoji", "-o", "/proc/enc", *QUICK), 1, "/proc")
 
 
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        (".", "names no folder of its own"),
+        ("/", "names no folder of its own"),
+        ("notes.txt", "no encoder folder"),
+        ("notes.txt/enc", "no folder that may be written to"),
+        ("model", "no encoder folder"),
+    ],
+)
+def test_where_no_encoder_can_be_written(output, words, monkeypatch):
+    """It is said before anything is read or trained, and nothing is lost."""
+    Path("notes.txt").write_text("mine")
+    Path("model").mkdir()
+    Path("model/config.json").write_text('{"architectures": []}')
+    monkeypatch.setattr("cmh_milvus.cli.commands.training_source", lambda *_, **__: pytest.fail("data were read"))
+    fails(run("train", "emoji", "-o", output), 1, words)
+    assert Path("notes.txt").read_text() == "mine"
+    assert Path("model/config.json").exists()
+
+
+def test_where_no_file_can_be_written(emoji_features):
+    Path("notes.txt").write_text("mine")
+    rng = np.random.default_rng(0)
+    sets = {"query": np.arange(9), "database": np.arange(9, 40), "labels": np.eye(2)[np.arange(40) % 2]}
+    np.savez("own.npz", image=rng.normal(size=(40, 5)), text=rng.normal(size=(40, 4)), **sets)
+    base = ["own.npz", "--method", "scm", "--bits", "8"]
+    fails(run("evaluate", *base, "--report", "notes.txt/page.html"), 1, "notes.txt")
+    fails(run("benchmark", *base, "-o", "notes.txt/b.jsonl"), 1, "notes.txt")
+
+
+def test_milvus_uri_may_be_a_file(encoder_folder, emoji_db):
+    """pymilvus reads the variable too, as a server's address, when it is imported: in a process of its own."""
+    code = "import sys; from cmh_milvus.cli import main; sys.argv[1:] = {!r}; main()"
+
+    def called(*arguments, uri=emoji_db):
+        command = [sys.executable, "-c", code.format(list(map(str, arguments)))]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MILVUS_URI": uri})
+
+    found = called("query", "-m", encoder_folder, "-t", "cat", "-n", "2")
+    assert found.returncode == 0, found.stderr
+    assert len(found.stdout.splitlines()) == 2
+    assert "pictures" in called("info").stdout
+    about = called("info", encoder_folder, uri="http://127.0.0.1:1")
+    assert about.returncode == 0, about.stderr
+    assert '"n_bits"' in about.stdout
+
+
+@pytest.mark.parametrize("name", ["training.json", "evaluation.json"])
+def test_records_that_are_damaged(name, encoder_folder):
+    shutil.copytree(encoder_folder, "enc")
+    Path("enc", name).write_text("{}")
+    fails(run("info", "enc"), 1, "is damaged")
+
+
 def test_bad_picture_as_query(encoder_folder, emoji_db):
     Path("cat.jpg").write_text("meow")
     fails(run("query", "-m", encoder_folder, "--uri", emoji_db, "-i", "cat.jpg"), 1, "cat.jpg")
@@ -473,6 +555,9 @@ def test_bad_picture_as_query(encoder_folder, emoji_db):
         (["evaluate", "emoji"], "--model or --method"),
         (["evaluate", "emoji", "--method", "duet", "--uri", "x.db"], "--uri needs --model"),
         (["train", "emoji"], "--output"),
+        (["train", "emoji", "-o", "x", "--seed", "-1"], "-1 is not in the range"),
+        (["benchmark", "emoji", "--seeds", "0"], "0 is not in the range"),
+        (["train", "emoji", "-o", "x", "--device", "meta"], "unknown device"),
         (["frobnicate"], "frobnicate"),
     ],
 )
@@ -512,11 +597,15 @@ def test_one_bad_item_never_ends_an_ingest(encoder_folder, emoji, tmp_path):
         {"id": "good", "text": "again"},
         {"id": "outside", "image": "../../etc/passwd"},
         {"id": "x" * 600, "text": "an id that Milvus has no room for"},
-        {"id": "last", "text": "the end"},
+        {"id": "number", "text": "n", "size": 10**24},
+        {"id": "last", "text": "the end", "size": 7},
     ]
     Path("items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = run("ingest", "items.jsonl", "-m", encoder_folder, "--uri", "bad.db")
+    asked = ["--field", "size", "--field", "sise"]
+    result = run("ingest", "items.jsonl", "-m", encoder_folder, "--uri", "bad.db", *asked)
     assert result.exit_code == 3, result.stderr
+    assert "--field sise: no item has a column of that name" in result.stderr
+    assert "--field size" not in result.stderr
     listed = [json.loads(line) for line in Path("bad.items.failures.jsonl").read_text().splitlines()]
     assert {row["id"] for row in listed} == {row["id"] for row in rows} - {"last"}
     assert all(row["reason"] for row in listed)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from cmh_milvus.cli.output import FORMATS, print_rows, progress_bar, say, write_failures
 from cmh_milvus.cli.sources import (
@@ -20,9 +21,10 @@ from cmh_milvus.cli.sources import (
     iterate_items,
     training_source,
 )
-from cmh_milvus.errors import CmhError, QualityGateMissed, SettingsError
+from cmh_milvus.errors import ArtefactError, CmhError, DataError, QualityGateMissed, SettingsError
 
 if TYPE_CHECKING:
+    from cmh_milvus.datasets.base import Item
     from cmh_milvus.store import Hit
 
 ALL = "all"  # in place of a method's name
@@ -59,6 +61,11 @@ class _Group(click.Group):
         except CmhError as error:
             say(f"Error: {error}")
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError) or error.filename is None:
+                raise
+            say(f"Error: {error.filename!r} cannot be used: {error.strerror}")
+            ctx.exit(CmhError.exit_code)
         except (KeyboardInterrupt, click.Abort):
             say("interrupted: run the same command again to go on where it stopped")
             ctx.exit(EXIT_INTERRUPTED)
@@ -134,7 +141,7 @@ format_option = click.option(
 @click.option("--queries", default=0.1, show_default=True, help="Share of pairs held out for `evaluate`.")
 @click.option("--validation", default=0.1, show_default=True, help="Share of the rest that chooses the epoch.")
 @click.option("--patience", default=0, help="Stop after so many looks at the validation rows without gain.")
-@click.option("--seed", default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
 @column_options
 @device_option
 @cache_option
@@ -172,13 +179,14 @@ def train(
       cmh-milvus train products.csv --label-column category --full --device cuda -o products-full
     """
     from cmh_milvus.codes import check_n_bits
-    from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower
+    from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower, check_target
     from cmh_milvus.fine_tuning import RATE, FineTuning, check_tunable
     from cmh_milvus.methods import get_method, make_config
     from cmh_milvus.training import TrainingSettings
     from cmh_milvus.training import train as train_heads
 
     check_n_bits(bits)
+    check_target(output)
     changed = _settings(settings)
     if backbone_rate is not None and not full:
         raise click.UsageError("--backbone-rate needs --full: otherwise the backbones stay as they are")
@@ -274,7 +282,13 @@ def ingest(
 
     encoder = CrossModalHashEncoder.from_pretrained(model, device=device)
     failures: list[tuple[str, str]] = []
-    items = iterate_items(source, columns, failures)
+    missing = set(fields)
+
+    def items() -> Iterator[Item]:
+        for item in iterate_items(source, columns, failures):
+            missing.difference_update(item.fields)
+            yield item
+
     manifest_file = manifest_path(uri, collection)
     with (
         HashCollection.open_or_create(uri, collection, encoder, token=token) as target,
@@ -282,7 +296,7 @@ def ingest(
     ):
         report = ingest_items(
             target,
-            items,
+            items(),
             encoder,
             manifest=manifest_file,
             cache=feature_cache(source, cache),
@@ -290,6 +304,8 @@ def ingest(
             progress=lambda done: progress(done, None),
         )
         stored = target.count()
+    for name in sorted(missing):
+        say(f"--field {name}: no item has a column of that name, so none is stored")
     failures += report.failures
     failures_file = failures_path or manifest_file.with_name(
         manifest_file.name.replace(".manifest.jsonl", ".failures.jsonl")
@@ -319,7 +335,7 @@ def ingest(
     type=click.Choice(["image", "text", "both"]),
     help="What to look among.  [default: pictures for a text, texts for a picture]",
 )
-@click.option("--filter", "filter_expression", help="Milvus filter, such as 'split == \"database\"'.")
+@click.option("--filter", "filter_expression", help="Milvus filter, such as 'price < 20'.")
 @click.option("--field", "fields", multiple=True, help="Stored column to show; repeatable.  [default: caption and uri]")
 @device_option
 @format_option
@@ -393,7 +409,7 @@ def _hit_row(question: str, rank: int, hit: Hit, shown: Sequence[str]) -> dict[s
 @click.option("--method", "methods_", multiple=True, help="Method to train and measure beside; repeatable.")
 @click.option("--bits", "bits_list", help="Code lengths of --method and the baselines, such as 16,32,64,128.")
 @click.option("--baselines/--no-baselines", default=True, show_default=True, help="Train the baselines beside.")
-@click.option("--uri", envvar="MILVUS_URI", show_envvar=True, help="Measure through the collection there as well.")
+@click.option("--uri", help="Measure through the collection there as well.")
 @click.option("--token", envvar="MILVUS_TOKEN", show_envvar=True, help="Of a server that asks for one.")
 @click.option("-c", "--collection", default="items", show_default=True, help="Name of the collection.")
 @click.option("--report", "page", type=click.Path(path_type=Path), help="HTML page to write.")
@@ -529,7 +545,7 @@ def _bits(text: str) -> list[int]:
     from cmh_milvus.codes import check_n_bits
 
     try:
-        return [check_n_bits(int(part)) for part in text.split(",")]
+        return list(dict.fromkeys(check_n_bits(int(part)) for part in text.split(",")))
     except ValueError as error:
         if isinstance(error, SettingsError):
             raise
@@ -546,7 +562,7 @@ def _bits(text: str) -> list[int]:
     help="Method to run, maybe with settings; `all` is each with its defaults; repeatable.  [default: all]",
 )
 @click.option("--bits", "bits_list", default="16,32,64,128", show_default=True, help="Code lengths.")
-@click.option("--seeds", default=3, show_default=True, help="Runs of each.")
+@click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Runs of each.")
 @click.option("--text-key", default="text", show_default=True, help="Array of an .npz that holds the text features.")
 @click.option(
     "-o",
@@ -595,6 +611,8 @@ def benchmark(
 
         rows = run_benchmark(data_sets, chosen, lengths, seeds, output, device=device, done=done)
     lines = list(summary(rows))
+    if not lines:
+        raise DataError("nothing was run: these methods learn from labels, and the data have none")
     if page is not None:
         write_page(page, render_benchmark("Methods side by side", lines))
         say(f"page: {page}")
@@ -618,7 +636,7 @@ def truncate(model: str, bits: int, output: Path, output_format: str | None) -> 
 
     encoder = CrossModalHashEncoder.from_pretrained(model, device="cpu")
     training = read_json(Path(model) / "training.json")
-    if not training["config"].get("nested"):
+    if not training.get("config", {}).get("nested"):
         say(f"{model} was not trained with nested codes (--set nested=true): its first {bits} bits may be worth little")
     short = encoder.truncated(bits)
     short.save_pretrained(output, training=training | {"n_bits": bits, "truncated_from": encoder.fingerprint})
@@ -660,6 +678,8 @@ def info(model: str | None, uri: str | None, token: str | None, collection: str,
       cmh-milvus info products-64
       cmh-milvus info --uri ./products.db -c items
     """
+    if model is not None and click.get_current_context().get_parameter_source("uri") is ParameterSource.ENVIRONMENT:
+        uri = None
     if (model is None) == (uri is None):
         raise click.UsageError("give an encoder's folder, or --uri of a Milvus; not both")
     facts: dict[str, Any]
@@ -670,14 +690,19 @@ def info(model: str | None, uri: str | None, token: str | None, collection: str,
         facts = {"encoder": model, "n_bits": encoder.n_bits, "fingerprint": encoder.fingerprint}
         for modality, tower in encoder.towers.items():
             facts[f"{modality} backbone"] = f"{tower.backbone_config['name']} @ {tower.backbone_config['revision']}"
-        if (Path(model) / "training.json").exists():
-            training = read_json(Path(model) / "training.json")
-            facts |= {key: training[key] for key in ("method", "seed", "chosen_epoch", "seconds")}
-            facts["data"] = training["data"]["name"]
-        if (Path(model) / "evaluation.json").exists():
-            report = read_json(Path(model) / "evaluation.json")
-            for direction, measured in report["results"][0]["directions"].items():
-                facts |= {f"{k} {direction}": v["mean"] for k, v in measured["estimates"].items()}
+        try:
+            if (Path(model) / "training.json").exists():
+                training = read_json(Path(model) / "training.json")
+                facts |= {key: training[key] for key in ("method", "seed", "chosen_epoch", "seconds")}
+                facts["data"] = training["data"]["name"]
+            if (Path(model) / "evaluation.json").exists():
+                report = read_json(Path(model) / "evaluation.json")
+                for direction, measured in report["results"][0]["directions"].items():
+                    facts |= {f"{k} {direction}": v["mean"] for k, v in measured["estimates"].items()}
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise ArtefactError(
+                f"training.json or evaluation.json of {model} is damaged ({error}): train or evaluate again"
+            ) from error
     else:
         from cmh_milvus.store import HashCollection
 

@@ -80,12 +80,17 @@ def _flat(value: Any) -> str:
 
 
 def _json(rows: Sequence[Row], title: str) -> None:
-    click.echo(json.dumps(list(rows), ensure_ascii=False, indent=2))
+    click.echo(json.dumps([_without_nan(row) for row in rows], ensure_ascii=False, indent=2))
 
 
 def _jsonl(rows: Sequence[Row], title: str) -> None:
     for row in rows:
-        click.echo(json.dumps(row, ensure_ascii=False))
+        click.echo(json.dumps(_without_nan(row), ensure_ascii=False))
+
+
+def _without_nan(row: Row) -> Row:
+    """What is not known, as the deviation of one seed, is null: JSON has no NaN."""
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 
 def _csv(rows: Sequence[Row], title: str) -> None:

@@ -125,9 +125,9 @@ def evaluation_source(
             )
         loaded = _features_file(source)
         own = loaded.features.split
-        return _with_split(loaded, _split_by_ids(loaded.features.ids, held_out, source) if held_out else own)
+        return _with_split(loaded, _split_by_ids(loaded.features.ids, held_out, source, own) if held_out else own)
     dataset, failures = _pairs(source, columns)
-    split = _split_by_ids(dataset.ids, held_out, source) if held_out else dataset.split
+    split = _split_by_ids(dataset.ids, held_out, source, dataset.split) if held_out else dataset.split
     if split is None:
         raise DataError(
             f"nobody knows which rows of {source} are queries: neither the data nor the encoder's training.json say; "
@@ -172,7 +172,8 @@ def _benchmark_features(source: str, text_key: str) -> PairedFeatures:
     return _extract(dataset, failures, backbones, dataset.split, source, None).features
 
 
-def _split_by_ids(ids: Sequence[str], held_out: Mapping[str, Sequence[str]], source: str) -> Split:
+def _split_by_ids(ids: Sequence[str], held_out: Mapping[str, Sequence[str]], source: str, own: Split | None) -> Split:
+    """What training held out; database and train rows are those of the data's own split, or else all others."""
     from cmh_milvus.datasets.base import Split
 
     query, validation = set(held_out["query"]), set(held_out["validation"])
@@ -183,11 +184,14 @@ def _split_by_ids(ids: Sequence[str], held_out: Mapping[str, Sequence[str]], sou
             f"none of the {len(query)} items that training held out is in {source}: evaluate on the data that the "
             "encoder was trained on, with the same id column"
         )
-    database = np.flatnonzero(~is_query)
+    in_database, trained_on = np.ones(len(ids), dtype=bool), np.ones(len(ids), dtype=bool)
+    if own is not None:
+        in_database = np.isin(np.arange(len(ids)), own.database)
+        trained_on = np.isin(np.arange(len(ids)), np.concatenate([own.train, own.validation]))
     return Split(
         query=np.flatnonzero(is_query),
-        database=database,
-        train=np.flatnonzero(~is_query & ~is_validation),
+        database=np.flatnonzero(in_database & ~is_query),
+        train=np.flatnonzero(trained_on & ~is_query & ~is_validation),
         validation=np.flatnonzero(is_validation),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import zipfile
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from cmh_milvus.datasets.base import PairedFeatures, Rows, Split
 from cmh_milvus.errors import DataError, UnsafeFile
+
+LARGEST = 1e15  # of features: sums of their squares must fit into float32
 
 
 def load_features(path: Path, *, image_key: str = "image", text_key: str = "text") -> PairedFeatures:
@@ -80,6 +83,10 @@ class _Reader:
                     "numbers or text"
                 ) from error
             raise DataError(f"the array {key!r} of {self.name} is damaged: {error}") from error
+        except (SyntaxError, TokenError) as error:
+            raise DataError(f"the array {key!r} of {self.name} is damaged: its header cannot be read") from error
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{key!r} of {self.name} is no array: make the file with numpy.savez_compressed")
         return array
 
     def need(self, *keys: str) -> NDArray[Any]:
@@ -103,6 +110,8 @@ class _Reader:
         if not np.isfinite(features).all():
             row = int(np.argwhere(~np.isfinite(features))[0, 0])
             raise DataError(f"the array {key!r} of {self.name} holds NaN or infinity in row {row}")
+        if (largest := float(np.abs(features).max())) > LARGEST:
+            raise DataError(f"the array {key!r} of {self.name} holds {largest:.1e}: scale it to {LARGEST:.0e} at most")
         return features
 
     def labels(self, n: int) -> tuple[NDArray[np.bool_] | None, tuple[str, ...]]:
@@ -115,6 +124,11 @@ class _Reader:
                 f"the array 'labels' of {self.name} must be 0 or 1 of shape ({n}, n_labels), got {labels.dtype} "
                 f"{labels.shape}"
             )
+        if not labels.any():
+            raise DataError(
+                f"the array 'labels' of {self.name} holds no 1: no item has a label; leave the array out to learn "
+                "from pairs"
+            )
         names = self.get("label_names")
         label_names = tuple(map(str, range(labels.shape[1]) if names is None else names.tolist()))
         if len(label_names) != labels.shape[1]:
@@ -124,7 +138,7 @@ class _Reader:
     def ids(self, n: int) -> list[str]:
         """The items' ids, by default their row numbers."""
         array = self.get("ids")
-        ids = [str(value) for value in (range(n) if array is None else array.tolist())]
+        ids = [str(value) for value in (range(n) if array is None else array.ravel().tolist())]
         if len(ids) != n or len(set(ids)) != n:
             raise DataError(f"the array 'ids' of {self.name} must hold {n} different ids, got {len(set(ids))}")
         return ids

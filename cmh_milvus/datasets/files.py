@@ -236,7 +236,7 @@ def _kind(source: Path | str, given: Format | None) -> tuple[Path | None, Format
     if kind is None:
         raise SettingsError(
             f"the suffix of {_shown(source)} does not tell its format: name it {', '.join(_SUFFIXES)}, "
-            f"or give the format ({', '.join(FORMATS)})"
+            f"or give `format` in Python ({', '.join(FORMATS)})"
         )
     return path, kind
 

@@ -523,7 +523,9 @@ class BagOfWords:
             counts.update(set(_words(text)))
         kept = sorted((word for word in counts if counts[word] >= min_texts), key=lambda w: (-counts[w], w))
         if not kept[:max_words]:
-            raise SettingsError(f"no word occurs in {min_texts} texts or more: give more texts or a lower min_texts")
+            raise SettingsError(
+                f"no word occurs in {min_texts} texts or more: give more texts, or another backbone for them"
+            )
         self._set(kept[:max_words])
         return self
 

@@ -18,10 +18,13 @@ def resolve_device(device: str = "auto") -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resolved: torch.device | None
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
-        raise SettingsError(f"unknown device {device!r}: give auto, cpu, cuda or cuda:N") from error
+    except RuntimeError:
+        resolved = None
+    if resolved is None or resolved.type not in ("cpu", "cuda"):
+        raise SettingsError(f"unknown device {device!r}: give auto, cpu, cuda or cuda:N")
     if resolved.type == "cuda" and (
         not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count()
     ):

@@ -14,6 +14,7 @@ The fingerprint is the SHA-256 over the canonical config (less the package versi
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -242,13 +243,7 @@ class CrossModalHashEncoder:
         Raises:
             ArtefactError: The folder exists and is no encoder, or cannot be written.
         """
-        target = Path(folder)
-        if (
-            target.exists()
-            and not (target / "config.json").is_file()
-            and (not target.is_dir() or any(target.iterdir()))
-        ):
-            raise ArtefactError(f"{target} exists and is no encoder folder: give another name")
+        target = check_target(folder)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -309,9 +304,37 @@ class CrossModalHashEncoder:
             raise ArtefactError(f"{source} has no model.safetensors: the encoder folder is incomplete") from error
         except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             raise ArtefactError(f"the encoder in {source} is damaged: {error}") from error
-        if config["bit_order"] != BIT_ORDER or config["binarize"] != BINARIZE_RULE:
-            raise ArtefactError(f"{source} packs bits in another way ({config['bit_order']}, {config['binarize']})")
+        packing = config.get("bit_order"), config.get("binarize")
+        if packing != (BIT_ORDER, BINARIZE_RULE):
+            raise ArtefactError(f"{source} packs bits in another way ({packing[0]}, {packing[1]})")
         return encoder
+
+
+def check_target(folder: Path | str) -> Path:
+    """The folder, if an encoder may be written there: it does not exist yet, is empty, or is an encoder's.
+
+    Raises:
+        ArtefactError: It is none of these.
+    """
+    target = Path(folder)
+    if target.name in ("", ".."):
+        raise ArtefactError(f"{str(folder)!r} names no folder of its own for the encoder: give a name, such as shop-64")
+    try:
+        if target.exists() and not (target.is_dir() and (_is_encoder(target) or not any(target.iterdir()))):
+            raise ArtefactError(f"{target} exists and is no encoder folder: give another name")
+        above = next(parent for parent in target.absolute().parents if parent.exists())
+    except OSError as error:
+        raise ArtefactError(f"the encoder cannot be written to {target}: {error.strerror}") from error
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ArtefactError(f"the encoder cannot be written to {target}: {above} is no folder that may be written to")
+    return target
+
+
+def _is_encoder(folder: Path) -> bool:
+    try:
+        return {"format_version", "towers"} <= read_json(folder / "config.json").keys()
+    except ArtefactError:
+        return False
 
 
 def _below(prefix: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -471,6 +471,8 @@ class HashCollection:
             raise bad("its id or a field holds a broken character (an unpaired surrogate)") from None
         except (TypeError, ValueError) as error:
             raise bad(f"its fields are not JSON ({error})") from None
+        if not all(map(_fits, fields.values())):
+            raise bad("a field holds an integer of more than 64 bits")
         if size > MAX_FIELDS_BYTES:
             raise bad(f"its fields take {size} bytes as JSON, and Milvus takes {MAX_FIELDS_BYTES}")
         return {"pk": row.pk, "item_id": row.item_id, "modality": row.modality, "code": row.code, **fields}
@@ -800,6 +802,14 @@ def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+def _fits(value: Any) -> bool:
+    """Whether all integers in a field are within 64 bits; of others, Milvus refuses the whole batch."""
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return all(map(_fits, parts))
 
 
 def _cut(text: str) -> str:

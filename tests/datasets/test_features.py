@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -94,6 +96,9 @@ NAN = np.full((10, 4), np.nan)
         ),
         ({"image": np.array([["a"] * 4] * 10)}, "must be numbers"),
         ({"image": NAN}, "NaN or infinity in row 0"),
+        ({"image": np.full((10, 4), 1e20)}, r"'image' .* 1.0e\+20: scale it"),
+        ({"labels": np.zeros((10, 2))}, "'labels' .* no 1"),
+        ({"ids": np.array(7)}, "10 different ids, got 1"),
         ({"text": np.ones((9, 4))}, "10 rows of 'image' but 9 of 'text'"),
         ({"labels": np.ones((9, 2))}, "'labels' .* shape"),
         ({"labels": np.full((10, 2), 2)}, "'labels' .* 0 or 1"),
@@ -128,6 +133,16 @@ def test_bad_files(tmp_path):
     path.write_text("hello")
     with pytest.raises(DataError, match=r"not an \.npz"):
         load_features(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("image", b"no array")
+    with pytest.raises(DataError, match=r"'image' .* is no array"):
+        load_features(path)
+    for header in (b"{'descr': (", b"{'descr': '<f8', 'fortran_order': False, 'shape': (10, 4}"):
+        with zipfile.ZipFile(path, "w") as archive:
+            content = header.ljust(117) + b"\n"
+            archive.writestr("image.npy", b"\x93NUMPY\x01\x00" + len(content).to_bytes(2, "little") + content)
+        with pytest.raises(DataError, match=r"'image' .* is damaged"):
+            load_features(path)
     good = save(tmp_path).read_bytes()
     path.write_bytes(good[:300] + b"\0" * 40 + good[340:])
     with pytest.raises(DataError, match="damaged"):

@@ -152,6 +152,10 @@ def test_save_replaces_an_encoder_but_nothing_else(encoder, folder, tmp_path):
     with pytest.raises(ArtefactError, match="no encoder folder"):
         encoder.save_pretrained(other)
     assert (other / "cat.jpg").exists()
+    (other / "config.json").write_text('{"architectures": ["CLIPModel"]}')  # of another kind of model
+    with pytest.raises(ArtefactError, match="no encoder folder"):
+        encoder.save_pretrained(other)
+    assert (other / "cat.jpg").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "photos"], "nothing half-written stays"
 
 
@@ -206,6 +210,8 @@ def test_devices():
     assert resolve_device("auto").type in ("cpu", "cuda")
     with pytest.raises(SettingsError, match="unknown device"):
         resolve_device("toaster")
+    with pytest.raises(SettingsError, match="unknown device"):
+        resolve_device("meta")
     with pytest.raises(SettingsError, match="no device"):
         resolve_device("cuda:99")
 

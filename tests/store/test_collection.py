@@ -162,6 +162,8 @@ def test_delete_takes_both_modalities_and_passes_over_the_absent(empty):
         (Row("a", "image", b"ab", {"a b": 1}), "cannot be named"),
         (Row("a", "image", b"ab", {"x": float("nan")}), "not JSON"),
         (Row("a", "image", b"ab", {"x": b"raw"}), "not JSON"),
+        (Row("a", "image", b"ab", {"x": 2**63}), "more than 64 bits"),
+        (Row("a", "image", b"ab", {"x": [1, {"y": -(2**63) - 1}]}), "more than 64 bits"),
         (Row("a", "image", b"ab", {"x": "\ud800"}), "broken character"),
         (Row("a", "image", b"ab", {"x": ["y" * 70_000]}), "Milvus takes 65536"),
     ],
