@@ -784,6 +784,7 @@ def paired_bootstrap(
     if first.shape != second.shape or not np.array_equal(np.isnan(first), np.isnan(second)):
         raise DataError("a paired comparison needs the values of the same queries, in the same order")
     values = apply_no_relevant(first - second, no_relevant)
+    values[np.abs(values) < 1e-12] = 0.0  # rounding, in the sums of the two
     means = _resampled_means(values, seed, n_resamples)
     tail = min((means <= 0).sum(), (means >= 0).sum())
     p_value = min(1.0, 2 * (int(tail) + 1) / (n_resamples + 1))

@@ -311,6 +311,7 @@ def test_paired_bootstrap():
     assert same.low < 0 < same.high
     assert same.p_value > 0.01
     assert metrics.paired_bootstrap(base, base, seed=0).p_value == 1.0
+    assert metrics.paired_bootstrap(base, base - 1e-15, seed=0).p_value == 1.0
     nan = np.where(np.arange(300) == 5, np.nan, base)
     assert metrics.paired_bootstrap(nan, nan, seed=0, no_relevant="skip").mean == 0
     with pytest.raises(DataError, match="same queries"):

@@ -179,6 +179,8 @@ def _split_by_ids(ids: Sequence[str], held_out: Mapping[str, Sequence[str]], sou
     query, validation = set(held_out["query"]), set(held_out["validation"])
     is_query = np.array([item in query for item in ids])
     is_validation = np.array([item in validation for item in ids])
+    if not query:
+        raise DataError("training held out no queries, so there is nothing to evaluate by: train with --queries")
     if not is_query.any():
         raise DataError(
             f"none of the {len(query)} items that training held out is in {source}: evaluate on the data that the "

@@ -37,7 +37,7 @@ def get_method(name: str) -> type[Method]:
         name: One of `list_methods()`.
 
     Raises:
-        SettingsError: There is no method of that name.
+        SettingsError: There is no method of that name, or the plugin that has it cannot be loaded.
     """
     from cmh_milvus.methods.base import Method
 
@@ -45,7 +45,13 @@ def get_method(name: str) -> type[Method]:
         raise SettingsError(f"there is no method {name!r}; the methods are {', '.join(list_methods())}")
     plugins = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
     if name in plugins:
-        plugin: type[Method] = plugins[name].load()
+        try:
+            plugin: type[Method] = plugins[name].load()
+        except Exception as error:
+            raise SettingsError(
+                f"the method {name!r} of an installed plugin cannot be loaded ({plugins[name].value}: {error}): mend "
+                "the plugin, or uninstall it"
+            ) from error
         return plugin
     module = importlib.import_module(f"{__name__}.{name}")
     (method,) = (

@@ -314,3 +314,7 @@ def test_method_of_an_installed_plugin_is_found(tmp_path, monkeypatch):
     assert issubclass(method, Method)
     assert method.name == "theirs"
     monkeypatch.delitem(sys.modules, "their_plugin")
+    (tmp_path / "their_plugin.py").write_text("import a_package_that_is_gone")
+    importlib.invalidate_caches()
+    with pytest.raises(SettingsError, match=r"'theirs' of an installed plugin .*a_package_that_is_gone"):
+        get_method("theirs")
