@@ -250,7 +250,7 @@ def train(
 @column_options
 @device_option
 @cache_option
-@click.option("--failures", "failures_path", type=click.Path(path_type=Path), help="File that lists bad items.")
+@click.option("--failures", "failures_path", type=click.Path(path_type=Path, dir_okay=False), help="File that lists bad items.")
 @format_option
 def ingest(
     source: str,
@@ -412,7 +412,7 @@ def _hit_row(question: str, rank: int, hit: Hit, shown: Sequence[str]) -> dict[s
 @click.option("--uri", help="Measure through the collection there as well.")
 @click.option("--token", envvar="MILVUS_TOKEN", show_envvar=True, help="Of a server that asks for one.")
 @click.option("-c", "--collection", default="items", show_default=True, help="Name of the collection.")
-@click.option("--report", "page", type=click.Path(path_type=Path), help="HTML page to write.")
+@click.option("--report", "page", type=click.Path(path_type=Path, dir_okay=False), help="HTML page to write.")
 @click.option(
     "--min-map", type=float, help="Exit with 5 if the first encoder's mean MAP@all of both directions is less."
 )
@@ -572,7 +572,7 @@ def _bits(text: str) -> list[int]:
     type=click.Path(path_type=Path, dir_okay=False),
     help="File of results; what it has is not run again.",
 )
-@click.option("--report", "page", type=click.Path(path_type=Path), help="HTML page of tables and plots to write.")
+@click.option("--report", "page", type=click.Path(path_type=Path, dir_okay=False), help="HTML page of tables and plots to write.")
 @device_option
 @format_option
 def benchmark(
