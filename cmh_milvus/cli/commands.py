@@ -250,7 +250,9 @@ def train(
 @column_options
 @device_option
 @cache_option
-@click.option("--failures", "failures_path", type=click.Path(path_type=Path, dir_okay=False), help="File that lists bad items.")
+@click.option(
+    "--failures", "failures_path", type=click.Path(path_type=Path, dir_okay=False), help="File that lists bad items."
+)
 @format_option
 def ingest(
     source: str,
@@ -572,7 +574,9 @@ def _bits(text: str) -> list[int]:
     type=click.Path(path_type=Path, dir_okay=False),
     help="File of results; what it has is not run again.",
 )
-@click.option("--report", "page", type=click.Path(path_type=Path, dir_okay=False), help="HTML page of tables and plots to write.")
+@click.option(
+    "--report", "page", type=click.Path(path_type=Path, dir_okay=False), help="HTML page of tables and plots to write."
+)
 @device_option
 @format_option
 def benchmark(
