@@ -141,7 +141,10 @@ def _runs(rows: list[dict[str, Any]]) -> str:
     """What the file holds, as a list."""
 
     def listed(key: str) -> str:
-        return ", ".join(f"`{value}`" for value in dict.fromkeys(row[key] for row in rows))
+        values = dict.fromkeys(
+            value for row in rows for value in row[key].split(", ")
+        )  # a mean over two devices has both
+        return ", ".join(f"`{value}`" for value in values)
 
     lengths = ", ".join(map(str, sorted({row["n_bits"] for row in rows})))
     seeds = " to ".join(map(str, sorted({min(row["seeds"] for row in rows), max(row["seeds"] for row in rows)})))
