@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/training/full.py
 
-Trains DUET (64 bits, `pair_weight` 0.1, 12 epochs) on the quick start's features, then with MiniLM learning along at each of the rates; the picture backbone stays, because it takes six times as long on a CPU.
+Trains DUET (64 bits, `pair_weight` 0.1, 12 epochs) on the quick start's features, then with MiniLM learning along at
+each of the rates; the picture backbone stays, because it takes six times as long on a CPU.
 Printed is the trainer's validation score (docs/design.md) after 4, 8 and 12 epochs: nothing is measured on the queries.
 """
 
