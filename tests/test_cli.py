@@ -567,7 +567,7 @@ def test_bad_picture_as_query(encoder_folder, emoji_db):
         (["train", "emoji"], "--output"),
         (["train", "emoji", "-o", "x", "--seed", "-1"], "-1 is not in the range"),
         (["benchmark", "emoji", "--seeds", "0"], "0 is not in the range"),
-        (["train", "emoji", "-o", "x", "--device", "meta"], "unknown device"),
+        (["train", "emoji", "-o", "x", "--device", "meta"], "nothing can be computed on device"),
         (["frobnicate"], "frobnicate"),
     ],
 )

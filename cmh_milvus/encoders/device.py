@@ -18,15 +18,16 @@ def resolve_device(device: str = "auto") -> torch.device:
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resolved: torch.device | None
     try:
         resolved = torch.device(device)
-    except RuntimeError:
-        resolved = None
-    if resolved is None or resolved.type not in ("cpu", "cuda"):
-        raise SettingsError(f"unknown device {device!r}: give auto, cpu, cuda or cuda:N")
+    except RuntimeError as error:
+        raise SettingsError(f"unknown device {device!r}: give auto, cpu, cuda or cuda:N") from error
     if resolved.type == "cuda" and (
         not torch.cuda.is_available() or (resolved.index or 0) >= torch.cuda.device_count()
     ):
         raise SettingsError(f"there is no device {device!r} on this machine: give auto or cpu")
+    try:
+        torch.zeros(1, device=resolved).item()
+    except Exception as error:  # of a kind that differs from device to device
+        raise SettingsError(f"nothing can be computed on device {device!r}: give auto, cpu, cuda or cuda:N") from error
     return resolved

@@ -210,8 +210,9 @@ def test_devices():
     assert resolve_device("auto").type in ("cpu", "cuda")
     with pytest.raises(SettingsError, match="unknown device"):
         resolve_device("toaster")
-    with pytest.raises(SettingsError, match="unknown device"):
-        resolve_device("meta")
+    for name in ("meta", "hpu"):
+        with pytest.raises(SettingsError, match=f"computed on device '{name}'"):
+            resolve_device(name)
     with pytest.raises(SettingsError, match="no device"):
         resolve_device("cuda:99")
 
