@@ -101,6 +101,7 @@ def run_benchmark(
     """
     given = {text: _given(text, settings or {}) for text in methods}  # each once
     chance: dict[str, float] = {}
+    splits = {name: data.split.fingerprint() for name, data in data_sets.items()}
     cells = [Cell(*values) for values in product(data_sets, given, dict.fromkeys(lengths), range(seeds))]
     kept = {tuple(row.get(name) for name in IDENTITY): row for row in _read(results)}
     rows = []
@@ -112,7 +113,7 @@ def run_benchmark(
         if cell.data not in chance:
             chance[cell.data] = chance_level(data)
         config = _config(get_method(name), given[cell.method], data)
-        identity = (cell.key, data.fingerprint, data.split.fingerprint(), json.dumps(config, sort_keys=True))
+        identity = (cell.key, data.fingerprint, splits[cell.data], json.dumps(config, sort_keys=True))
         if identity not in kept:
             measured = _measured(cell, data, given[cell.method], validation, device)
             kept[identity] = measured | dict(zip(IDENTITY, identity, strict=True))

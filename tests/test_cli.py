@@ -230,12 +230,16 @@ def test_benchmark_resumes(emoji_features):
     fails(run("benchmark", "photos", "-o", "c.jsonl"), 2, "photos")
 
 
-def test_a_features_files_own_sets_are_evaluated():
-    """44 of its 80 rows are the database and 24 are trained on; the others are neither."""
+def save_features(file, **sets):
+    """80 random pairs with one of two labels each."""
     rng = np.random.default_rng(0)
     labels = np.eye(2)[np.arange(80) % 2]
-    sets = {"query": np.arange(16), "database": np.arange(16, 60), "train": np.arange(30, 54)}
-    np.savez("own.npz", image=rng.normal(size=(80, 5)), text=rng.normal(size=(80, 4)), labels=labels, **sets)
+    np.savez(file, image=rng.normal(size=(80, 5)), text=rng.normal(size=(80, 4)), labels=labels, **sets)
+
+
+def test_a_features_files_own_sets_are_evaluated():
+    """44 of its 80 rows are the database and 24 are trained on; the others are neither."""
+    save_features("own.npz", query=np.arange(16), database=np.arange(16, 60), train=np.arange(30, 54))
     trained = lines(run("train", "own.npz", "-o", "enc", "--method", "cca_itq", "--bits", "8"))
     assert trained[0]["train"] + trained[0]["validation"] == 24
     measured = run("evaluate", "own.npz", "-m", "enc", "--method", "scm", "--bits", "8,8", "--no-baselines")
@@ -256,9 +260,7 @@ def test_an_encoder_without_queries_is_not_evaluated():
 
 def test_one_seed_has_no_deviation():
     """JSON has no NaN."""
-    rng = np.random.default_rng(0)
-    sets = {"query": np.arange(9), "database": np.arange(9, 40), "labels": np.eye(2)[np.arange(40) % 2]}
-    np.savez("own.npz", image=rng.normal(size=(40, 5)), text=rng.normal(size=(40, 4)), **sets)
+    save_features("own.npz", query=np.arange(16), database=np.arange(16, 80))
     for output_format in ("json", "jsonl"):
         result = run(
             "benchmark", "own.npz", "--method", "scm", "--bits", "8", "--seeds", "1", "--format", output_format
@@ -515,11 +517,9 @@ def test_where_no_encoder_can_be_written(output, words, monkeypatch):
     assert Path("model/config.json").exists()
 
 
-def test_where_no_file_can_be_written(emoji_features):
+def test_where_no_file_can_be_written():
     Path("notes.txt").write_text("mine")
-    rng = np.random.default_rng(0)
-    sets = {"query": np.arange(9), "database": np.arange(9, 40), "labels": np.eye(2)[np.arange(40) % 2]}
-    np.savez("own.npz", image=rng.normal(size=(40, 5)), text=rng.normal(size=(40, 4)), **sets)
+    save_features("own.npz", query=np.arange(16), database=np.arange(16, 80))
     base = ["own.npz", "--method", "scm", "--bits", "8"]
     fails(run("evaluate", *base, "--report", "notes.txt/page.html"), 1, "notes.txt")
     fails(run("benchmark", *base, "-o", "notes.txt/b.jsonl"), 1, "notes.txt")

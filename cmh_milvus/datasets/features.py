@@ -110,7 +110,7 @@ class _Reader:
         if not np.isfinite(features).all():
             row = int(np.argwhere(~np.isfinite(features))[0, 0])
             raise DataError(f"the array {key!r} of {self.name} holds NaN or infinity in row {row}")
-        if (largest := float(np.abs(features).max())) > LARGEST:
+        if (largest := float(max(features.max(), -features.min()))) > LARGEST:
             raise DataError(f"the array {key!r} of {self.name} holds {largest:.1e}: scale it to {LARGEST:.0e} at most")
         return features
 
