@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -18,7 +18,7 @@ from cmh_milvus.evaluation import CROSS_MODAL, DIRECTION_LABELS, chance_level, e
 from cmh_milvus.methods import get_method, make_config
 from cmh_milvus.methods.base import Method
 from cmh_milvus.published import published_map
-from cmh_milvus.training import TrainingSettings, train
+from cmh_milvus.training import MIN_VALIDATION, TrainingSettings, train
 
 FIGURES = ("MAP@all", "NDCG@10", "own R@10")
 BEGINNING = '{"data": '  # of each line of the results file
@@ -81,8 +81,7 @@ def run_benchmark(
 
     Args:
         data_sets: Features by name.
-        methods: Of `list_methods()`, maybe with settings, as "duet:pair_weight=0.1"; those that need labels are passed
-            over where a data set has none.
+        methods: Of `list_methods()`, maybe with settings, as "duet:pair_weight=0.1".
         lengths: Code lengths in bits.
         seeds: Runs of each, seeds 0, 1, ...
         results: JSON lines file; a run that is in it (same data and split, same value of every setting) is not
@@ -96,30 +95,25 @@ def run_benchmark(
         All rows of the asked-for runs, with MAP@all of chance and, for default settings, of the paper.
 
     Raises:
-        DataError: The results file is damaged, or another kind of file.
+        DataError: A data set has no labels, or the results file is damaged, or another kind of file.
         SettingsError: There is no such method or setting.
     """
     given = {text: _given(text, settings or {}) for text in methods}  # each once
-    chance: dict[str, float] = {}
-    splits = {name: data.split.fingerprint() for name, data in data_sets.items()}
+    chance = {name: chance_level(data) for name, data in data_sets.items()}
     cells = [Cell(*values) for values in product(data_sets, given, dict.fromkeys(lengths), range(seeds))]
     kept = {tuple(row.get(name) for name in IDENTITY): row for row in _read(results)}
     rows = []
     for number, cell in enumerate(cells, start=1):
-        data = data_sets[cell.data]
+        whole = data_sets[cell.data]
+        split = cut_validation(whole.split, round(validation * len(whole.split.train)), cell.seed)
+        data = replace(whole, split=split)
         name, own = parse_method(cell.method)
-        if get_method(name).supervision == "labels" and data.labels is None:
-            continue
-        if cell.data not in chance:
-            chance[cell.data] = chance_level(data)
         config = _config(get_method(name), given[cell.method], data)
-        identity = (cell.key, data.fingerprint, splits[cell.data], json.dumps(config, sort_keys=True))
+        identity = (cell.key, data.fingerprint, split.fingerprint(), json.dumps(config, sort_keys=True))
         if identity not in kept:
-            measured = _measured(cell, data, given[cell.method], validation, device)
+            measured = _measured(cell, data, given[cell.method], device)
             kept[identity] = measured | dict(zip(IDENTITY, identity, strict=True))
-            results.parent.mkdir(parents=True, exist_ok=True)
-            with results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(kept[identity]) + "\n")
+            _append(results, kept[identity])
         row = kept[identity] | {"chance": chance[cell.data]}
         for direction in CROSS_MODAL:
             paper = None if own or settings else published_map(data, name, cell.n_bits, direction)
@@ -170,18 +164,14 @@ def _given(text: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _config(method: type[Method], given: Mapping[str, Any], data: PairedFeatures) -> dict[str, Any]:
     """All settings of a run; where the validation rows choose, the values among which they do."""
-    left_open = method.left_open(data.labels is not None)
+    left_open = method.left_open(data.labels is not None) if len(data.split.validation) >= MIN_VALIDATION else {}
     return asdict(make_config(method, given)) | {name: v for name, v in left_open.items() if name not in given}
 
 
-def _measured(
-    cell: Cell, data: PairedFeatures, settings: Mapping[str, Any], validation: float, device: str
-) -> dict[str, Any]:
-    split = cut_validation(data.split, round(validation * len(data.split.train)), cell.seed)
-    cut = PairedFeatures(**(vars(data) | {"split": split}))
+def _measured(cell: Cell, data: PairedFeatures, settings: Mapping[str, Any], device: str) -> dict[str, Any]:
     name, _ = parse_method(cell.method)
-    trained = train(cut, TrainingSettings(name, cell.n_bits, settings, seed=cell.seed, device=device))
-    result = evaluate_codes(cell.method, codes_of(trained, cut), cut)
+    trained = train(data, TrainingSettings(name, cell.n_bits, settings, seed=cell.seed, device=device))
+    result = evaluate_codes(cell.method, codes_of(trained, data), data)
     row: dict[str, Any] = {
         "data": cell.data,
         "method": cell.method,
@@ -198,8 +188,17 @@ def _measured(
     return row
 
 
+def _append(results: Path, row: Mapping[str, Any]) -> None:
+    """Add a line; it begins one of its own where another run was killed within its line."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    with results.open("a+b") as file:
+        file.seek(max(0, file.seek(0, 2) - 1))
+        begin = b"" if file.read() in (b"", b"\n") else b"\n"
+        file.write(begin + json.dumps(row).encode() + b"\n")
+
+
 def _read(results: Path) -> list[dict[str, Any]]:
-    """The rows of a results file; a line that a killed run left unfinished is cut off."""
+    """The rows of a results file; a line that a killed run left unfinished is passed over, at the end cut off."""
     if not results.exists():
         return []
     try:
@@ -210,9 +209,11 @@ def _read(results: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(whole.splitlines(), start=1):
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
+            if line.startswith(BEGINNING):
+                continue
             raise DataError(f"line {number} of {results} is no JSON: remove the line, or give another file") from error
-        if not isinstance(row, dict) or "key" not in row:
+        if not isinstance(row, dict) or "key" not in row or not all(isinstance(row.get(k, ""), str) for k in IDENTITY):
             raise DataError(f"line {number} of {results} is no result of a benchmark: give another file")
         rows.append(row)
     if torn:

@@ -131,6 +131,24 @@ def from_bytes(rows: list[bytes]) -> NDArray[np.uint8]:
     return np.frombuffer(b"".join(rows), dtype=np.uint8).reshape(len(rows), lengths.pop())
 
 
+def check_packed(query: NDArray[np.uint8], database: NDArray[np.uint8]) -> None:
+    """Check that two sets of codes are packed, uint8 (m, n_bits // 8) and (n, n_bits // 8), and can be compared.
+
+    Raises:
+        SettingsError: They are not.
+    """
+    for name, codes in (("query", query), ("database", database)):
+        if codes.ndim != 2 or codes.dtype != np.uint8 or codes.shape[1] == 0:
+            raise SettingsError(
+                f"{name} codes are packed, uint8 (n, n_bits // 8); got {codes.dtype} {codes.shape}: use codes.pack"
+            )
+    if query.shape[1] != database.shape[1]:
+        raise SettingsError(
+            f"codes of {query.shape[1] * 8} and {database.shape[1] * 8} bits cannot be compared: "
+            "encode both sides with one encoder"
+        )
+
+
 def hamming_distances(query: NDArray[np.uint8], database: NDArray[np.uint8]) -> NDArray[np.uint16]:
     """All Hamming distances between two sets of packed codes.
 
@@ -142,17 +160,13 @@ def hamming_distances(query: NDArray[np.uint8], database: NDArray[np.uint8]) -> 
         uint16 (m, n), in bits, 0..n_bits.
 
     Raises:
-        SettingsError: The code lengths differ.
+        SettingsError: They are not packed codes, or of different lengths.
 
     Example:
         >>> hamming_distances(np.array([[255]], dtype=np.uint8), np.array([[254], [0]], dtype=np.uint8))
         array([[1, 8]], dtype=uint16)
     """
-    if query.shape[1] != database.shape[1]:
-        raise SettingsError(
-            f"codes of {query.shape[1] * 8} and {database.shape[1] * 8} bits cannot be compared: "
-            "encode both sides with one encoder"
-        )
+    check_packed(query, database)
     width = next(w for w in (8, 4, 2, 1) if query.shape[1] % w == 0)
     word = np.dtype(f"u{width}")
     q = np.ascontiguousarray(query).view(word)  # (m, words)

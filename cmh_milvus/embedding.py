@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from cmh_milvus.codes import binarize, pack, to_bytes
-from cmh_milvus.encoders.encoder import CrossModalHashEncoder
+from cmh_milvus.encoders.encoder import CrossModalHashEncoder, several
 from cmh_milvus.errors import SettingsError
 from cmh_milvus.pictures import PictureSource
 
@@ -51,19 +50,28 @@ class CrossModalHashEmbeddingFunction:
         """The encoder's fingerprint: codes of equal fingerprints can be compared."""
         return self.encoder.fingerprint
 
-    def encode_texts(self, texts: Sequence[str]) -> list[bytes]:
-        """Packed codes of n texts: n `bytes` of length dim // 8."""
-        return to_bytes(pack(binarize(self.encoder.encode_texts(texts)))) if len(texts) else []
+    def encode_texts(self, texts: Iterable[str]) -> list[bytes]:
+        """Packed codes of n texts: n `bytes` of length dim // 8.
 
-    def encode_images(self, images: Sequence[PictureSource]) -> list[bytes]:
+        Raises:
+            SettingsError: An item is no text.
+            TypeError: `texts` is a single item.
+        """
+        listed = list(several(texts))
+        return to_bytes(pack(binarize(self.encoder.encode_texts(listed)))) if listed else []
+
+    def encode_images(self, images: Iterable[PictureSource]) -> list[bytes]:
         """Packed codes of n pictures: n `bytes` of length dim // 8.
 
         Raises:
             PictureError: A picture cannot be read.
+            SettingsError: An item is no picture.
+            TypeError: `images` is a single item.
         """
-        return to_bytes(pack(binarize(self.encoder.encode_images(images)))) if len(images) else []
+        listed = list(several(images))
+        return to_bytes(pack(binarize(self.encoder.encode_images(listed)))) if listed else []
 
-    def __call__(self, items: Sequence[Item]) -> list[bytes]:
+    def __call__(self, items: Iterable[Item]) -> list[bytes]:
         """Packed codes of texts and pictures, mixed as they come.
 
         Args:
@@ -74,21 +82,20 @@ class CrossModalHashEmbeddingFunction:
 
         Raises:
             PictureError: A picture cannot be read.
-            TypeError: `items` is a single item, not a sequence of them.
+            TypeError: `items` is a single item.
             SettingsError: An item is neither text nor picture.
         """
-        if isinstance(items, (str, bytes, Path, Image.Image)):
-            raise TypeError("give a list of items, [item] for a single one")
-        is_text = np.array([_is_text(item) for item in items], dtype=bool)
-        texts = iter(self.encode_texts([item for item in items if isinstance(item, str)]))
-        images = iter(self.encode_images([item for item in items if not isinstance(item, str)]))
+        listed = list(several(items))
+        is_text = [_is_text(item) for item in listed]
+        texts = iter(self.encode_texts([item for item in listed if isinstance(item, str)]))
+        images = iter(self.encode_images([item for item in listed if not isinstance(item, str)]))
         return [next(texts) if text else next(images) for text in is_text]
 
-    def encode_queries(self, queries: Sequence[Item]) -> list[bytes]:
+    def encode_queries(self, queries: Iterable[Item]) -> list[bytes]:
         """Packed codes of queries; the same as `encode_documents`, since both meet in one code space."""
         return self(queries)
 
-    def encode_documents(self, documents: Sequence[Item]) -> list[bytes]:
+    def encode_documents(self, documents: Iterable[Item]) -> list[bytes]:
         """Packed codes of documents; see `__call__`."""
         return self(documents)
 

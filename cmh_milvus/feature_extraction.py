@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from cmh_milvus.datasets.base import PairedDataset, PairedFeatures, Split
+from cmh_milvus.device import resolve_device
 from cmh_milvus.encoders.backbones import Backbone, BagOfWords, backbone_key, load_backbone
-from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.feature_cache import FeatureCache, extract_features
 from cmh_milvus.errors import DataError
 
@@ -68,6 +68,8 @@ def extract_pairs(
     place[kept] = np.arange(len(kept))
     renumbered = (place[rows] for rows in (split.query, split.database, split.train, split.validation))
     keys = "".join(backbone_key(backbone) for backbone in (image_backbone, text_backbone))
+    seen = b"".join(images.contents[row] for row in image_rows)
+    made_of = (dataset.fingerprint() + keys).encode() + kept.tobytes() + seen
     features = PairedFeatures(
         name=dataset.name,
         ids=[dataset.items[row].id for row in kept],
@@ -76,7 +78,7 @@ def extract_pairs(
         labels=dataset.labels()[kept] if dataset.label_names else None,
         label_names=dataset.label_names,
         split=Split(*(rows[rows >= 0] for rows in renumbered)),
-        fingerprint=hashlib.sha256((dataset.fingerprint() + keys).encode() + kept.tobytes()).hexdigest(),
+        fingerprint=hashlib.sha256(made_of).hexdigest(),
     )
     return Extracted(features, failures)
 

@@ -117,7 +117,8 @@ class DistanceTable:
 
     def collapsed(self) -> DistanceTable:
         """All distances as one: expected metrics of it are those of a ranking by chance."""
-        return replace(self, counts=self.counts.sum(axis=1, keepdims=True, dtype=self.counts.dtype))
+        wide = np.promote_types(self.counts.dtype, np.uint32)
+        return replace(self, counts=self.counts.sum(axis=1, keepdims=True, dtype=wide))
 
     def query_blocks(self) -> Iterator[DistanceTable]:
         """The table in pieces of a bounded number of cells, in query order; at least one piece."""
@@ -137,7 +138,8 @@ def _over_grades(counts: NDArray[Any], first: int) -> Ints:
 
 
 def _two_grades(counts: NDArray[Any]) -> NDArray[Any]:
-    return np.stack([counts[..., 0], counts[..., 1:].sum(axis=-1, dtype=counts.dtype)], axis=-1)
+    wide = np.promote_types(counts.dtype, np.uint32)
+    return np.stack([counts[..., 0], counts[..., 1:].sum(axis=-1, dtype=wide)], axis=-1)
 
 
 def ranked_table(grades: NDArray[np.integer[Any]], gains: Floats) -> DistanceTable:
@@ -651,7 +653,7 @@ def apply_no_relevant(per_query: Floats, no_relevant: NoRelevant = "zero") -> Fl
     """
     if no_relevant not in get_args(NoRelevant):
         raise SettingsError(f"rule {no_relevant!r} is unknown: give one of {', '.join(get_args(NoRelevant))}")
-    none = np.asarray(np.isnan(per_query).reshape(len(per_query), -1).any(axis=1))
+    none = np.asarray(np.isnan(per_query).any(axis=tuple(range(1, per_query.ndim))))
     if no_relevant == "error" and none.any():
         raise DataError(
             f"{int(none.sum())} of {len(none)} queries have no relevant item in the database: choose "

@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from cmh_milvus.errors import PictureError
+from cmh_milvus.errors import PictureError, SettingsError
 
 PictureSource: TypeAlias = Path | bytes | Image.Image
 
@@ -91,6 +91,7 @@ def open_picture(source: PictureSource) -> Image.Image:
     Raises:
         PictureError: It is not a readable JPEG, PNG, WebP, GIF or BMP of at most 50 million pixels; the text
             says what is wrong with it.
+        SettingsError: It is none of these three.
 
     Example:
         >>> open_picture(Image.new("L", (3, 2))).mode
@@ -102,8 +103,13 @@ def open_picture(source: PictureSource) -> Image.Image:
         name, data = f"the picture of {len(source):,} bytes", source
         if not data:
             raise PictureError("the picture is empty (0 bytes)")
-    else:
+    elif isinstance(source, Path):
         name, data = _name(source), read_picture_bytes(source)
+    else:
+        raise SettingsError(
+            f"a picture is a pathlib.Path, the bytes of a file or a PIL.Image.Image, not a {type(source).__name__}"
+            + (f": give Path({source!r})" if isinstance(source, str) else "")
+        )
     try:
         with _quiet():
             image = Image.open(io.BytesIO(data), formats=FORMATS)

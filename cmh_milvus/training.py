@@ -8,15 +8,16 @@ trained on rewards memorising.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import logging
 import math
-import pickle
 import platform
 import time
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +30,11 @@ from numpy.typing import NDArray
 from cmh_milvus import metrics
 from cmh_milvus.codes import binarize, check_n_bits, pack
 from cmh_milvus.datasets.base import PairedFeatures
+from cmh_milvus.device import resolve_device
 from cmh_milvus.encoders.backbones import Modality, NetworkBackbone
-from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.hash_head import HashHead, relaxed_codes
 from cmh_milvus.encoders.tokens import item_vectors
-from cmh_milvus.errors import DataError, SettingsError
+from cmh_milvus.errors import ArtefactError, DataError, SettingsError
 from cmh_milvus.fine_tuning import OPTIMIZER, PREFIX, FineTuning, check_tunable
 from cmh_milvus.methods import DEFAULT_METHODS, get_method, make_config
 from cmh_milvus.methods.base import Method, TrainData
@@ -41,7 +42,7 @@ from cmh_milvus.ranking import distance_table, own_pair_ranks
 
 logger = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 5
+CHECKPOINT_FORMAT = 6
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks at the validation rows
 MIN_VALIDATION = 4  # fewer validation rows choose nothing
 SCORE_NOISE = 0.01  # scores of epochs this close are equal, with a few hundred validation rows; the later epoch wins
@@ -81,6 +82,8 @@ class TrainingSettings:
         check_n_bits(self.n_bits)
         if self.validate_every < 1 or self.patience < 0:
             raise SettingsError("validate_every is at least 1 and patience at least 0")
+        if not 0 <= self.seed < 2**63:
+            raise SettingsError(f"a seed is an integer from 0 to 2^63 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -114,18 +117,19 @@ def train(
         data: Features, labels and split. Without validation rows the last epoch is kept.
         settings: Method, code length, seed, device, early stopping.
         tuning: The backbones that gave the features, and the items of all rows of `data`.
-        checkpoint: File that keeps the state of an unfinished run; a run that finds one of its own goes on from it,
-            and removes it at the end.
+        checkpoint: File that keeps the state of the run; a run that finds one of its own goes on from it. It stays, so
+            that nothing is lost before the heads are saved: remove it after that.
         progress: Called after each epoch.
 
     Returns:
         The heads, the training record, and the fine-tuned backbones.
 
     Raises:
-        SettingsError: Unknown method, unknown or impossible setting or code length, a checkpoint of another run, or
-            backbones to tune for a method that has a closed form.
+        SettingsError: Unknown method, unknown or impossible setting or code length, weights that grew beyond all
+            bounds, a checkpoint of another run, or backbones to tune for a method that has a closed form.
         DataError: Too few train rows, no labels where the method needs them, or features that are not finite or the
             same in all rows.
+        ArtefactError: The checkpoint cannot be written.
     """
     method_class = get_method(settings.method or DEFAULT_METHODS[data.labels is not None])
     config = make_config(method_class, settings.method_settings)
@@ -133,12 +137,10 @@ def train(
     if tuning is not None:
         check_tunable(method_class)
     run = _Run(data, settings, method_class, config, tuning, checkpoint, progress)
-    started = time.perf_counter()
     heads = run.fit_closed_form() if method_class.closed_form else run.fit_epochs()
     for head in heads:
         head.to("cpu").eval()
-    record = run.record(time.perf_counter() - started)
-    return Trained(*heads, record, {} if tuning is None else tuning.tuned())
+    return Trained(*heads, run.record(), {} if tuning is None else tuning.tuned())
 
 
 def _check(data: PairedFeatures, method_class: type[Method]) -> None:
@@ -177,6 +179,8 @@ class _Run:
         self.chosen_epoch = 0
         self.history: list[dict[str, float]] = []
         self.identity = self._identity()
+        self.started = time.monotonic()
+        self.seconds_before = 0.0  # of the run that left the checkpoint
 
     def _identity(self) -> str:
         what = {
@@ -230,6 +234,7 @@ class _Run:
         return self.method_class.supervision == "labels" and self.data.labels is not None
 
     def fit_closed_form(self) -> tuple[HashHead, HashHead]:
+        self._checkpoint()  # only another run's can be there
         rows = np.sort(np.concatenate([self.data.split.train, self.data.split.validation]))
         with torch.random.fork_rng():
             method, train_data = self._make(rows, self.epochs)
@@ -256,14 +261,13 @@ class _Run:
                 if self.tuning is not None:
                     self.tuning.start()
                 self._load_weights(method, chosen.weights)
-        if self.checkpoint is not None:
-            self.checkpoint.unlink(missing_ok=True)
         return method.image_head, method.text_head
 
     def _best_of(self, alternatives: Sequence[Any], epochs: int) -> _Selected:
         """Train with each config for `epochs`; take the one that is best on the validation rows, or the only one."""
         if (content := self._checkpoint()) is not None:
             self.ended = [_Selected(**selected) for selected in content["ended"]]
+            self.seconds_before = content["seconds"]
         for stage, self.config in enumerate(alternatives):
             if stage >= len(self.ended):  # else a checkpoint has it
                 note = "select" if len(alternatives) == 1 else f"try {stage + 1}/{len(alternatives)}"
@@ -314,6 +318,11 @@ class _Run:
             if state.looks_without_gain >= patience:
                 break
             terms = self._epoch(method, train_data, optimizers, shuffle, epoch, epochs)
+            if not all(weight.isfinite().all() for weight in self._weights(method).values()):
+                raise SettingsError(
+                    f"training diverged: after epoch {epoch + 1} weights are infinite or no numbers; give a smaller "
+                    "learning rate"
+                )
             state.epoch = epoch + 1
             entry: dict[str, float] = {"epoch": epoch + 1, **terms}
             if validate and ((epoch + 1) % self.settings.validate_every == 0 or epoch + 1 == epochs):
@@ -420,7 +429,6 @@ class _Run:
     ) -> None:
         if self.checkpoint is None:
             return
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         content = {
             "format": CHECKPOINT_FORMAT,
             "identity": self.identity,
@@ -432,10 +440,24 @@ class _Run:
             "cuda_random": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
             "state": dataclasses.asdict(state),
             "ended": [vars(selected) for selected in self.ended],
+            "seconds": self._seconds(),
         }
         partial = self.checkpoint.with_name(f"{self.checkpoint.name}.partial")
-        torch.save(content, partial)
-        partial.replace(self.checkpoint)
+        try:
+            self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(content, partial)
+            partial.replace(self.checkpoint)
+        except (OSError, RuntimeError) as error:  # RuntimeError: torch's word for a full disk
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise ArtefactError(
+                f"the checkpoint {self.checkpoint} cannot be written ({getattr(error, 'strerror', None) or error}): "
+                "check the space on the disk, and run again to go on from the last one"
+            ) from error
+
+    def _seconds(self) -> float:
+        """That the run has taken, interruptions left out."""
+        return self.seconds_before + time.monotonic() - self.started
 
     def _resume(
         self,
@@ -468,17 +490,21 @@ class _Run:
         if self.checkpoint is None or not self.checkpoint.exists():
             return None
         try:
-            content: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            with zipfile.ZipFile(self.checkpoint) as parts:
+                sound = parts.testzip() is None
+            content = torch.load(self.checkpoint, map_location=self.device, weights_only=True) if sound else None
+        except Exception as error:  # of a kind that differs from damage to damage
             raise SettingsError(f"{self.checkpoint} is no checkpoint, or a damaged one: remove it") from error
-        if content.get("format") != CHECKPOINT_FORMAT or content["identity"] != self.identity:
+        if not isinstance(content, dict):
+            raise SettingsError(f"{self.checkpoint} is no checkpoint, or a damaged one: remove it")
+        if content.get("format") != CHECKPOINT_FORMAT or content.get("identity") != self.identity:
             raise SettingsError(
                 f"{self.checkpoint} belongs to a run with other data or settings: remove it, "
                 "or repeat that run's options"
             )
         return content
 
-    def record(self, seconds: float) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """The training record, ready for JSON."""
         if self.history and self.history[-1].get("distinct", 1.0) < COLLAPSED_SHARE:
             logger.warning(
@@ -511,7 +537,7 @@ class _Run:
                 "numpy": np.__version__,
             },
             "device": self.device.type,
-            "seconds": round(seconds, 2),
+            "seconds": round(self._seconds(), 2),
         }
 
 

@@ -141,7 +141,7 @@ format_option = click.option(
 @click.option("--queries", default=0.1, show_default=True, help="Share of pairs held out for `evaluate`.")
 @click.option("--validation", default=0.1, show_default=True, help="Share of the rest that chooses the epoch.")
 @click.option("--patience", default=0, help="Stop after so many looks at the validation rows without gain.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything random.")
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Of everything random.")
 @column_options
 @device_option
 @cache_option
@@ -226,6 +226,7 @@ def train(
         device="cpu",
     )
     encoder.save_pretrained(output, training=record)
+    checkpoint.unlink(missing_ok=True)
     failures_file = output.with_name(f"{output.name}.failures.jsonl")
     write_failures(failures_file, loaded.failures)
     row = {

@@ -151,7 +151,7 @@ class PairedDataset:
         return multi_hot([item.labels for item in self.items], self.label_names)
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, texts and labels, hexadecimal (pictures are fingerprinted by the feature cache)."""
+        """SHA-256 over ids, texts and labels, hexadecimal; what the pictures show is not in it."""
         digest = hashlib.sha256()
         for item in self.items:
             row = json.dumps([item.id, item.text, sorted(item.labels)], ensure_ascii=False)

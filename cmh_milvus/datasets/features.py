@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cmh_milvus.datasets.base import PairedFeatures, Rows, Split
-from cmh_milvus.errors import DataError, UnsafeFile
+from cmh_milvus.errors import CmhError, DataError, UnsafeFile
 
 LARGEST = 1e15  # of features: sums of their squares must fit into float32
 
@@ -53,7 +53,9 @@ def load_features(path: Path, *, image_key: str = "image", text_key: str = "text
             ids = reader.ids(n)
             split = reader.split(n)
             protocol = reader.protocol()
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except CmhError:
+        raise
+    except Exception as error:  # zipfile and numpy raise nearly any type on damaged bytes
         raise DataError(f"{str(path)!r} is damaged: {error}") from error
     digest = hashlib.sha256()
     for array in (image, text, np.zeros(0) if labels is None else labels):

@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from cmh_milvus.encoders.device import resolve_device
+from cmh_milvus.device import resolve_device
 from cmh_milvus.encoders.tokens import picture_tokens, text_tokens
 from cmh_milvus.errors import ArtefactError, MissingExtra, SettingsError
 from cmh_milvus.pictures import open_picture
@@ -533,12 +533,12 @@ class BagOfWords:
         """Word occurrences: float32 (n, words of the vocabulary).
 
         Raises:
-            SettingsError: It has no vocabulary yet.
+            SettingsError: It has no vocabulary yet, or an item is no text.
         """
         if not self.vocabulary:
             raise SettingsError("bag-of-words has no vocabulary yet: call fit(train_texts) first")
         features = np.zeros((len(items), self.dim), dtype=np.float32)
-        for i, text in enumerate(items):
+        for i, text in enumerate(_texts(items)):
             for word in _words(text):
                 if (j := self._column.get(word)) is not None:
                     features[i, j] += 1

@@ -17,30 +17,34 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cmh_milvus.codes import BINARIZE_RULE, BIT_ORDER, binarize, check_n_bits, pack
+from cmh_milvus.device import resolve_device
 from cmh_milvus.encoders.backbones import Backbone, NetworkBackbone, is_tuned, load_backbone, weights_digest
-from cmh_milvus.encoders.device import resolve_device
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig, relaxed_codes
 from cmh_milvus.errors import ArtefactError, SettingsError, UnsafeFile
 from cmh_milvus.pictures import PictureSource, open_picture
 
 FORMAT_VERSION = 1
+PICTURES_AT_ONCE = 32  # in memory
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle", ".npy")
 
 Modality = Literal["image", "text"]
+T = TypeVar("T")
 
 
 @dataclass
@@ -124,8 +128,8 @@ class CrossModalHashEncoder:
             raise SettingsError(f"the {modality} tower was trained on features of another backbone or revision")
         tower.loaded[str(self.device)] = backbone
 
-    def encode_images(self, images: Sequence[PictureSource]) -> NDArray[np.float32]:
-        """Relaxed codes of pictures.
+    def encode_images(self, images: Iterable[PictureSource]) -> NDArray[np.float32]:
+        """Relaxed codes of pictures; a few are in memory at a time.
 
         Args:
             images: n pictures: `pathlib.Path`, encoded image `bytes`, or `PIL.Image.Image`.
@@ -135,15 +139,23 @@ class CrossModalHashEncoder:
 
         Raises:
             PictureError: A picture cannot be read.
+            SettingsError: An item is no picture.
+            TypeError: `images` is a single item.
         """
-        _check_sequence(images)
-        pictures = [open_picture(image) for image in images]
-        return self.encode_features("image", self.backbone("image").encode(pictures))
+        waiting, backbone = iter(several(images)), self.backbone("image")
+        features = []
+        while some := [open_picture(image) for image in islice(waiting, PICTURES_AT_ONCE)]:
+            features.append(backbone.encode(some))
+        return self.encode_features("image", np.concatenate(features) if features else backbone.encode([]))
 
-    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Relaxed codes of n texts: float32 (n, n_bits) in (-1, 1)."""
-        _check_sequence(texts)
-        return self.encode_features("text", self.backbone("text").encode(list(texts)))
+    def encode_texts(self, texts: Iterable[str]) -> NDArray[np.float32]:
+        """Relaxed codes of n texts: float32 (n, n_bits) in (-1, 1).
+
+        Raises:
+            SettingsError: An item is no text.
+            TypeError: `texts` is a single item.
+        """
+        return self.encode_features("text", self.backbone("text").encode(list(several(texts))))
 
     def encode_features(self, modality: Modality, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Relaxed codes of backbone features.
@@ -255,13 +267,16 @@ class CrossModalHashEncoder:
                 if training is not None:
                     write_json(partial / "training.json", training)
                 (partial / "README.md").write_text(model_card(self, target.name, training), encoding="utf-8")
+                replaced = partial.with_name(f"{partial.name}-replaced")
                 if target.exists():
-                    shutil.rmtree(target)
-                partial.replace(target)
+                    target.rename(replaced)
+                partial.rename(target)
+                shutil.rmtree(replaced, ignore_errors=True)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
-        except OSError as error:
-            raise ArtefactError(f"the encoder cannot be written to {target}: {error.strerror or error}") from error
+        except (OSError, SafetensorError) as error:  # SafetensorError: its word for a full disk
+            reason = getattr(error, "strerror", None) or error
+            raise ArtefactError(f"the encoder cannot be written to {target}: {reason}") from error
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, *, device: str = "auto") -> CrossModalHashEncoder:
@@ -273,9 +288,10 @@ class CrossModalHashEncoder:
 
         Raises:
             ArtefactError: Something is missing, damaged or of an unknown format.
+            SettingsError: There is no such device.
             UnsafeFile: The folder holds a pickle.
         """
-        source = Path(folder)
+        source, chosen = Path(folder), resolve_device(device)
         if not source.is_dir():
             raise ArtefactError(
                 f"{source} is no encoder folder: give the folder that `cmh-milvus train --output` wrote"
@@ -299,10 +315,10 @@ class CrossModalHashEncoder:
                 head = HashHead(HashHeadConfig(**head_config))
                 head.load_state_dict(_below(f"{modality}.", weights))
                 towers.append(Tower(described["backbone"], head, _below(f"{modality}_backbone.", weights) or None))
-            encoder = cls(*towers, device=device)
+            encoder = cls(*towers, device=str(chosen))
         except FileNotFoundError as error:
             raise ArtefactError(f"{source} has no model.safetensors: the encoder folder is incomplete") from error
-        except (KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
             raise ArtefactError(f"the encoder in {source} is damaged: {error}") from error
         packing = config.get("bit_order"), config.get("binarize")
         if packing != (BIT_ORDER, BINARIZE_RULE):
@@ -341,9 +357,15 @@ def _below(prefix: str, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.
     return {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
 
 
-def _check_sequence(items: object) -> None:
-    if isinstance(items, (str, bytes)):
+def several(items: Iterable[T]) -> Iterable[T]:
+    """The items, if they are several and not one.
+
+    Raises:
+        TypeError: It is a single text or picture.
+    """
+    if isinstance(items, (str, bytes, Path, Image.Image)):
         raise TypeError("give a list of items, [item] for a single one")
+    return items
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -50,6 +50,8 @@ class FeatureCache:
     def __init__(
         self, folder: Path, *, dtype: Literal["float32", "float16"] = "float32", read_only: bool = False
     ) -> None:
+        if dtype not in ("float32", "float16"):
+            raise SettingsError(f"features are kept as float32 or float16, not as {dtype!r}")
         self.folder = Path(folder)
         self.dtype = dtype
         self.read_only = read_only
@@ -149,11 +151,13 @@ class Extracted(NamedTuple):
     Attributes:
         features: float32 (n_kept, dim) or (n_kept, tokens, dim).
         rows: int64 (n_kept,), ascending: which sources they belong to.
+        contents: n_kept digests of 32 bytes, as `content_digest` makes them.
         failures: (row, reason) of every other source.
     """
 
     features: NDArray[np.float32]
     rows: NDArray[np.int64]
+    contents: list[bytes]
     failures: list[tuple[int, str]]
 
 
@@ -228,7 +232,9 @@ def extract_features(
                 progress(done, len(sources))
     finally:
         save()
-    return Extracted(features[found], np.array(rows, dtype=np.int64)[found], sorted(failures.items()))
+    kept = np.flatnonzero(found)
+    numbers = np.array(rows, dtype=np.int64)[kept]
+    return Extracted(features[kept], numbers, [contents[position] for position in kept], sorted(failures.items()))
 
 
 def content_digest(backbone: Backbone, source: Source) -> bytes:

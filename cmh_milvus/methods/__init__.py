@@ -83,6 +83,8 @@ def make_config(method: type[Method], settings: Mapping[str, Any]) -> Any:
         kind: type[Any] = type(defaults[key])
         try:
             values[key] = _truth(value) if kind is bool else kind(value)
+            if kind is int and not isinstance(value, str) and values[key] != value:
+                raise ValueError(value)
         except (TypeError, ValueError) as error:
             raise SettingsError(f"setting {key} of method {method.name} is {kind.__name__}, got {value!r}") from error
         said = getattr(types[key], "__metadata__", ())

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from cmh_milvus.codes import hamming_distances
+from cmh_milvus.codes import check_packed, hamming_distances
 from cmh_milvus.errors import DataError, MissingExtra, SettingsError
 from cmh_milvus.metrics import DistanceTable, ranked_table
 from cmh_milvus.ranking import numpy_backend
@@ -137,16 +137,7 @@ def _threads(threads: int | None) -> int:
 
 
 def _check_codes(query_codes: Codes, database_codes: Codes) -> None:
-    for name, codes in (("query", query_codes), ("database", database_codes)):
-        if codes.ndim != 2 or codes.dtype != np.uint8 or codes.shape[1] == 0:
-            raise SettingsError(
-                f"{name} codes are packed, uint8 (n, n_bits // 8); got {codes.dtype} {codes.shape}: use codes.pack"
-            )
-    if query_codes.shape[1] != database_codes.shape[1]:
-        raise SettingsError(
-            f"codes of {query_codes.shape[1] * 8} and {database_codes.shape[1] * 8} bits cannot be compared: "
-            "encode both sides with one encoder"
-        )
+    check_packed(query_codes, database_codes)
     if not len(database_codes):
         raise DataError("the database is empty: nothing can be ranked")
 

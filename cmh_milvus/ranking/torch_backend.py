@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cmh_milvus.device import resolve_device
 from cmh_milvus.ranking.words import Task, Words
 
 PAIRS = {"cpu": 1 << 20, "cuda": 1 << 26}  # worked on at once, some 24 bytes each: 24 MB, or 1.5 GB of a GPU
@@ -21,8 +22,12 @@ def _bits(words: Words, device: torch.device, kind: torch.dtype) -> torch.Tensor
 
 
 def count(task: Task, device: str) -> NDArray[np.uint32]:
-    """Count a task on a device: uint32 (n_query, n_bits + 1, n_grades)."""
-    where = torch.device(device)
+    """Count a task on a device: uint32 (n_query, n_bits + 1, n_grades).
+
+    Raises:
+        SettingsError: There is no such device.
+    """
+    where = resolve_device(device)
     # Products of +-1 are whole numbers up to n_bits, exact in half precision up to 2,048; a CPU is faster in single.
     widest = 64 * max(task.query_codes.shape[1], task.query_labels.shape[1])
     kind = torch.float16 if where.type == "cuda" and widest <= 2048 else torch.float32

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cmh_milvus.codes import binarize, pack
-from cmh_milvus.encoders.device import resolve_device
+from cmh_milvus.device import resolve_device
 from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower
 from cmh_milvus.encoders.hash_head import Dropout, HashHead, HashHeadConfig
 from cmh_milvus.errors import ArtefactError, PictureError, SettingsError, UnsafeFile
