@@ -80,8 +80,9 @@ def ingest_items(
             done = 0
             for some in _chunks(items):
                 rows: list[Row] = []
+                once = list({item.id: item for item in some}.values())  # the last of equal ids counts
                 for modality in ("image", "text"):
-                    pending = _pending(some, modality, fields, written, report)
+                    pending = _pending(once, modality, fields, written, report)
                     rows += _encoded(pending, modality, encoder, collection, cache, report)
                 yield rows
                 done += len(some)

@@ -89,7 +89,7 @@ def test_variants_are_methods_of_their_own(small, tmp_path):
     plain, changed = summary(rows)
     assert [plain["method"], changed["method"]] == asked
     assert plain["MAP@all"] != changed["MAP@all"]
-    assert [json.loads(line["settings"])["ridge"] for line in rows] == [0.1, 0.1, 10.0, 10.0]
+    assert [json.loads(line["settings"])["ridge"] for line in rows] == [3.0, 3.0, 10.0, 10.0]
     alone = run_benchmark(
         {"a": small}, ["cca_itq"], [16], 2, tmp_path / "s.jsonl", settings={"ridge": 10}, device="cpu"
     )
@@ -156,7 +156,10 @@ def test_another_split_of_the_same_features_is_run(small, tmp_path):
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("content", [b'{"my": 1}', b'{"data": 1}\n3\n', b"{}\n", b"null\n", b"\xff\xfe", b"a\nb"])
+@pytest.mark.parametrize(
+    "content",
+    [b'{"my": 1}', b'{"data": 1}\n3\n', b"{}\n", b"null\n", b"\xff\xfe", b"a\nb", b'{"key": {}}\n', b"[" * 100_000],
+)
 def test_another_file_is_not_written_to(content, small, tmp_path):
     (tmp_path / "mine").write_bytes(content)
     with pytest.raises(DataError, match="mine"):
@@ -164,13 +167,41 @@ def test_another_file_is_not_written_to(content, small, tmp_path):
     assert (tmp_path / "mine").read_bytes() == content
 
 
-def test_nothing_to_run(small, tmp_path, monkeypatch):
+def test_data_without_labels_end_a_benchmark_before_it_trains(small, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    unlabelled = replace(small, labels=None)
-    monkeypatch.setattr("cmh_milvus.cli.commands.benchmark_sources", lambda *_: {"a": unlabelled})
-    result = CliRunner().invoke(cli, ["benchmark", "a.npz", "--method", "scm", "--report", "page.html"])
+    sources = {"a": small, "b": replace(small, labels=None)}
+    monkeypatch.setattr("cmh_milvus.cli.commands.benchmark_sources", lambda *_: sources)
+    result = CliRunner().invoke(cli, ["benchmark", "a.npz", "b.npz", "--method", "cca_itq", "--report", "page.html"])
     assert result.exit_code == 1
-    assert "learn from labels" in result.stderr
+    assert "has no labels" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_share_of_validation_rows_is_another_run(small, tmp_path):
+    """Where no rows can choose, the settings do not claim that they did."""
+    results = tmp_path / "r.jsonl"
+    given = {"epochs": 3, "hidden": 16}
+
+    def run(validation):
+        (made,) = run_benchmark(
+            {"a": small}, ["duet"], [16], 1, results, validation=validation, device="cpu", settings=given
+        )
+        return json.loads(made["settings"])["pair_weight"]
+
+    assert run(0.4) == list(duet.PAIR_WEIGHTS)
+    assert run(0.0) == duet.DuetConfig().pair_weight
+    assert len(results.read_text().splitlines()) == 2
+    run(0.4)
+    assert len(results.read_text().splitlines()) == 2
+
+
+def test_a_line_that_another_process_left_unfinished_costs_its_run_alone(small, tmp_path):
+    results = tmp_path / "r.jsonl"
+    run_benchmark({"a": small}, ["cca_itq"], [16], 1, results, device="cpu")
+    with results.open("a") as other:
+        other.write('{"data": "a", "meth')
+    benchmark._append(results, {"data": "a", "key": "last"})
+    assert [row["key"] for row in benchmark._read(results)] == ["a/cca_itq/16/0", "last"]
 
 
 def test_a_new_default_is_run_again(small, tmp_path, monkeypatch):

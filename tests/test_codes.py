@@ -99,3 +99,11 @@ def test_hamming_distances(rows, random):
 def test_hamming_distances_of_unequal_lengths():
     with pytest.raises(SettingsError, match="64 and 32 bits"):
         codes.hamming_distances(np.zeros((1, 8), np.uint8), np.zeros((1, 4), np.uint8))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((1, 8)), np.zeros((1, 8), np.int64), np.zeros(8, np.uint8)])
+def test_hamming_distances_of_what_is_not_packed(wrong):
+    packed = np.zeros((1, 8), np.uint8)
+    for pair in ((packed, wrong), (wrong, packed)):
+        with pytest.raises(SettingsError, match="codes are packed, uint8"):
+            codes.hamming_distances(*pair)

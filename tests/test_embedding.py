@@ -52,6 +52,20 @@ def test_a_single_item_is_a_type_error(ef, single):
         ef(single)
 
 
+def test_generators(ef, emoji):
+    paths = [item.image for item in emoji.items[:3]]
+    assert ef.encode_documents(path for path in paths) == ef.encode_images(iter(paths)) == ef(paths)
+    assert ef.encode_queries(text for text in ["a", "b"]) == ef.encode_texts(iter(["a", "b"])) == ef(["a", "b"])
+
+
+def test_names_of_files_are_no_pictures(ef):
+    with pytest.raises(SettingsError, match=r"give Path\('apple\.jpg'\)"):
+        ef.encode_images(["apple.jpg"])
+    for single in ("apple.jpg", Path("apple.jpg"), b""):
+        with pytest.raises(TypeError, match=r"\[item\]"):
+            ef.encode_images(single)
+
+
 def test_what_is_no_item(ef):
     with pytest.raises(SettingsError, match="cannot encode a int"):
         ef([3])

@@ -209,6 +209,14 @@ def test_collapsed_table_is_the_chance_line():
     )
 
 
+def test_counts_of_narrow_integers_do_not_overflow():
+    counts = np.array([[[100, 0, 0], [0, 200, 100]], [[200, 0, 0], [0, 100, 100]]])
+    gains = np.array([0.0, 1.0, 2.0])
+    wide, narrow = (metrics.DistanceTable(counts.astype(kind), gains) for kind in (np.uint32, np.uint8))
+    for metric in (metrics.average_precision, lambda table: metrics.average_precision(table.collapsed())):
+        np.testing.assert_array_equal(metric(narrow), metric(wide))
+
+
 @given(items=small)
 def test_ranked_table_gives_the_value_of_one_order(items):
     grades = np.array([[grade for _, grade in sorted(items, key=lambda item: item[0])]])
@@ -276,6 +284,8 @@ def test_rules_for_queries_without_a_relevant_item():
         metrics.mean_average_precision(table, no_relevant="error")
     with pytest.raises(DataError, match="no query is left"):
         metrics.mean_average_precision(table_of([(0, 0)]), no_relevant="skip")
+    with pytest.raises(DataError, match="no query is left"):
+        metrics.mean_average_precision(metrics.DistanceTable(np.zeros((0, 9, 2), np.uint32), np.array([0.0, 1.0])))
     curve = metrics.mean_over_queries(metrics.topn_precision(table, [1, 2]), "zero")
     assert curve.tolist() == [0.5, 0.25]
 

@@ -11,7 +11,7 @@ import torch
 from cmh_milvus import training
 from cmh_milvus.codes import binarize, pack
 from cmh_milvus.datasets.base import Split
-from cmh_milvus.errors import DataError, SettingsError
+from cmh_milvus.errors import ArtefactError, DataError, SettingsError
 from cmh_milvus.methods.duet import Duet
 from cmh_milvus.training import TrainingSettings, relaxed_codes, train
 
@@ -85,7 +85,8 @@ def test_resumed_run_gives_exactly_the_unbroken_runs_weights(data, tmp_path, met
     assert same(unbroken, resumed)
     assert resumed.record["history"] == unbroken.record["history"]
     assert resumed.record["chosen_epoch"] == unbroken.record["chosen_epoch"]
-    assert not checkpoint.exists()
+    assert checkpoint.exists()  # until the heads are saved; so far it leads to them again
+    assert same(unbroken, train(data, chosen, checkpoint=checkpoint))
 
 
 def test_run_resumed_while_it_refits_is_the_unbroken_run(data, tmp_path, monkeypatch):
@@ -129,9 +130,70 @@ def test_checkpoint_of_another_run_is_refused(data, tmp_path, change):
 
 
 def test_damaged_checkpoint_is_refused_in_words(data, tmp_path):
-    (tmp_path / "run.pt").write_bytes(b"no checkpoint")
-    with pytest.raises(SettingsError, match=r"run\.pt"):
-        train(data, settings(), checkpoint=tmp_path / "run.pt")
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        train(data, settings(), checkpoint=checkpoint, progress=interrupt_after(3))
+    sound = checkpoint.read_bytes()
+    flipped = bytearray(sound)
+    flipped[len(sound) // 2] ^= 1  # a weight
+    torch.save([1, 2], tmp_path / "list.pt")
+    for damaged in (
+        b"no checkpoint",
+        b"",
+        sound[: len(sound) // 2],
+        bytes(flipped),
+        (tmp_path / "list.pt").read_bytes(),
+    ):
+        checkpoint.write_bytes(damaged)
+        with pytest.raises(SettingsError, match=r"run\.pt.* damaged"):
+            train(data, settings(), checkpoint=checkpoint)
+        assert checkpoint.read_bytes() == damaged
+
+
+def test_closed_form_methods_refuse_the_checkpoint_of_another_run(data, tmp_path):
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        train(data, settings(), checkpoint=checkpoint, progress=interrupt_after(3))
+    with pytest.raises(SettingsError, match="other data or settings"):
+        train(data, settings(method="cca_itq", method_settings={}), checkpoint=checkpoint)
+
+
+def test_checkpoint_that_cannot_be_written_leaves_the_last_one(data, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "run.pt"
+    with pytest.raises(Interrupted):
+        train(data, settings(), checkpoint=checkpoint, progress=interrupt_after(3))
+    before = checkpoint.read_bytes()
+
+    def full_disk(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(ArtefactError, match=r"run\.pt cannot be written"):
+        train(data, settings(), checkpoint=checkpoint)
+    assert checkpoint.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
+
+
+def test_training_that_diverges_ends_in_words(data):
+    quick = OPEN | {"learning_rate": 1e30}
+    with pytest.raises(SettingsError, match=r"diverged.* smaller learning rate"):
+        train(data, settings(method="ucch", refit=True, method_settings=quick))
+
+
+def test_seconds_of_a_resumed_run_are_those_of_all_its_parts(data, tmp_path, monkeypatch):
+    now = iter(range(0, 10**6, 10))
+    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(now)))
+    unbroken = train(data, settings()).record["seconds"]
+    resumed = train_with_interruptions(data, settings(), tmp_path / "run.pt", [3, 5]).record["seconds"]
+    assert resumed > 0.8 * unbroken
+    assert train(data, settings(), checkpoint=tmp_path / "run.pt").record["seconds"] > 0.8 * unbroken
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_impossible_seeds_are_refused(seed):
+    with pytest.raises(SettingsError, match="seed"):
+        TrainingSettings(seed=seed)
 
 
 def test_closed_form_methods_train_at_once_on_train_and_validation_rows(data, tmp_path):

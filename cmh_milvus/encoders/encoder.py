@@ -314,7 +314,9 @@ class CrossModalHashEncoder:
                 head_config = described["head"] | {"hidden": tuple(described["head"]["hidden"])}
                 head = HashHead(HashHeadConfig(**head_config))
                 head.load_state_dict(_below(f"{modality}.", weights))
-                towers.append(Tower(described["backbone"], head, _below(f"{modality}_backbone.", weights) or None))
+                towers.append(
+                    Tower(dict(described["backbone"]), head, _below(f"{modality}_backbone.", weights) or None)
+                )
             encoder = cls(*towers, device=str(chosen))
         except FileNotFoundError as error:
             raise ArtefactError(f"{source} has no model.safetensors: the encoder folder is incomplete") from error

@@ -12,7 +12,8 @@ W         image_map, text_map   (d, k)   k = min(K, d_x, d_y)
 Z         projections           (2 n, k)
 R         rotation              (k, K)
 
-Departures: `ridge` is relative to the mean variance of a column, and larger than the usual 1e-4 (absolute). Where K
+Departures: `ridge` is relative to the mean variance of a column, and much larger than the usual 1e-4 (absolute), which
+keeps directions that a few train pairs have in common by chance: with it the ranking gets worse with more bits. Where K
 exceeds the number of directions, R has K columns and orthonormal rows, so that K bits come of k < K directions.
 """
 
@@ -38,7 +39,7 @@ class CcaItqConfig:
         iterations: Of ITQ.
     """
 
-    ridge: Positive = 0.1
+    ridge: Positive = 3.0
     iterations: Count = 50
     batch_size: Count = 1
     epochs: Count = 1

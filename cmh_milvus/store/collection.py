@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Protocol, Self, TypeVar, overload
 
@@ -24,7 +25,7 @@ from pymilvus import DataType, MilvusClient
 
 from cmh_milvus.codes import BINARIZE_RULE, BIT_ORDER, check_n_bits
 from cmh_milvus.errors import DataError, EncoderMismatch, SettingsError, StoreError
-from cmh_milvus.store.connection import TIMEOUT, Connection
+from cmh_milvus.store.connection import TIMEOUT, Connection, lite_file
 from cmh_milvus.store.filters import all_of, fill, literal
 
 FORMAT_VERSION = 1
@@ -36,6 +37,7 @@ MAX_FIELDS_BYTES = 65_536  # Milvus's limit for the dynamic fields of a row toge
 MAX_HITS = 16_384  # Milvus's limit for one query
 MAX_CALL_HITS = 500_000  # queries times hits of one call, which bounds the size of the answer
 MAX_CALL_QUERIES = 1_000
+MAX_CALL_ROWS = 1_000  # whose fields come with one answer: 64 MiB at most
 TIE_SLACK = 64  # hits asked for beyond the limit, so that the last ring is often complete at once
 IVF_NLIST, IVF_NPROBE = 256, 32
 
@@ -45,6 +47,7 @@ Consistency = Literal["Strong", "Session", "Bounded", "Eventually"]
 _T = TypeVar("_T")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _OWN_FIELDS = ("pk", "item_id", "modality", "code")
+_WORDS = ("and", "or", "not", "in", "like", "exists", "is", "null", "true", "false")  # of Milvus's filters
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
@@ -215,7 +218,7 @@ class HashCollection:
     @classmethod
     def create(
         cls,
-        uri: str,
+        uri: str | Path,
         name: str,
         encoder: EncoderIdentity,
         *,
@@ -254,7 +257,7 @@ class HashCollection:
     @classmethod
     def open(
         cls,
-        uri: str,
+        uri: str | Path,
         name: str,
         encoder: EncoderIdentity | None = None,
         *,
@@ -275,6 +278,8 @@ class HashCollection:
             StoreError: There is no such collection, it is not one of cmh-milvus, or Milvus cannot be reached.
         """
         _check_name(name)
+        if (file := lite_file(uri)) is not None and not file.exists():  # Lite would make it
+            raise StoreError(f"there is no collection {name!r} at {file}, for there is no such file: ingest first")
         connection = Connection(uri, token, timeout)
         try:
             if not connection.call("has_collection", name):
@@ -290,7 +295,7 @@ class HashCollection:
     @classmethod
     def open_or_create(
         cls,
-        uri: str,
+        uri: str | Path,
         name: str,
         encoder: EncoderIdentity,
         *,
@@ -345,20 +350,7 @@ class HashCollection:
 
     @classmethod
     def _open(cls, connection: Connection, name: str, encoder: EncoderIdentity | None) -> Self:
-        described = connection.call("describe_collection", name)
-        try:
-            description = json.loads(described["description"])["cmh_milvus"]
-        except (ValueError, KeyError, TypeError):
-            raise EncoderMismatch(
-                f"the collection {name!r} at {connection.uri} was not made by cmh-milvus, so that nobody knows which "
-                "encoder made its codes: give another name"
-            ) from None
-        if description.get("format_version") != FORMAT_VERSION:
-            raise StoreError(
-                f"the collection {name!r} at {connection.uri} has the format version "
-                f"{description.get('format_version')!r}, and this release reads {FORMAT_VERSION}: use the release "
-                f"{description.get('cmh_milvus_version')} of cmh-milvus, which made it, or a newer one"
-            )
+        description = _description(connection, name)
         collection = cls(connection, name, description)
         if encoder is not None:
             collection.check_encoder(encoder)
@@ -413,9 +405,15 @@ class HashCollection:
 
         Raises:
             DataError: A row cannot be stored; rows of earlier batches are.
-            StoreError: Milvus refused, or did not answer.
+            StoreError: Milvus refused, or did not answer, or the collection was dropped and made anew since it was
+                opened, maybe for another encoder.
         """
         sent = 0
+        if _description(self._connection, self.name)["collection_id"] != self.collection_id:
+            raise StoreError(
+                f"the collection {self.name!r} at {self.uri} was dropped and made anew since it was opened: open it "
+                "again"
+            )
         for batch in _batches(rows, UPSERT_ROWS):
             # Of duplicates in a call, Lite would keep the last and servers the first.
             data = {stored["pk"]: stored for stored in map(self._data, batch)}
@@ -439,9 +437,16 @@ class HashCollection:
 
         Returns:
             Number of rows deleted.
+
+        Raises:
+            SettingsError: It is no list of ids.
+            StoreError: Milvus refused, or did not answer.
         """
+        wanted = list(item_ids)
+        if isinstance(item_ids, str) or not all(isinstance(one, str) for one in wanted):
+            raise SettingsError(f"item ids are a list of str, such as ['12']; got {item_ids!r:.80}")
         deleted = 0
-        for batch in _batches(item_ids, UPSERT_ROWS // 2):
+        for batch in _batches((one for one in wanted if not _CONTROL.search(one)), UPSERT_ROWS // 2):
             expression = f"pk in {literal([_pk(item_id, modality) for item_id in batch for modality in MODALITIES])}"
             deleted += self._count(expression)
             self._call("delete", filter=expression)
@@ -459,9 +464,14 @@ class HashCollection:
         if not isinstance(row.code, bytes) or len(row.code) * 8 != self.n_bits:
             got = f"{len(row.code) * 8} bits" if isinstance(row.code, bytes) else f"a {type(row.code).__name__}"
             raise bad(f"its code is {got}, and the collection takes bytes of {self.n_bits} bits")
+        if not isinstance(row.fields, Mapping):
+            raise bad(f"its fields are a {type(row.fields).__name__}, not a mapping")
         for name in row.fields:
-            if name in _OWN_FIELDS or not _NAME.fullmatch(name):
-                raise bad(f"a field cannot be named {name!r}: give letters, digits and _, and none of {_OWN_FIELDS}")
+            if not isinstance(name, str) or name in _OWN_FIELDS or not _is_name(name):
+                raise bad(
+                    f"a field cannot be named {name!r}: give letters, digits and _, none of {_OWN_FIELDS}, and no word "
+                    "of Milvus's filters"
+                )
         try:
             if len(_pk(row.item_id, "").encode()) > MAX_ID_BYTES + 1:
                 raise bad(f"its id is longer than {MAX_ID_BYTES} bytes (a percent sign or an apostrophe counts 3)")
@@ -472,7 +482,7 @@ class HashCollection:
         except (TypeError, ValueError) as error:
             raise bad(f"its fields are not JSON ({error})") from None
         if not all(map(_fits, fields.values())):
-            raise bad("a field holds an integer of more than 64 bits")
+            raise bad("a field holds an integer of more than 64 bits, or a dict whose keys are no str")
         if size > MAX_FIELDS_BYTES:
             raise bad(f"its fields take {size} bytes as JSON, and Milvus takes {MAX_FIELDS_BYTES}")
         return {"pk": row.pk, "item_id": row.item_id, "modality": row.modality, "code": row.code, **fields}
@@ -512,9 +522,9 @@ class HashCollection:
             SettingsError: A code, the limit, the filter or a field name has an impossible form.
             StoreError: Milvus refused, or did not answer.
         """
-        if not 1 <= limit <= MAX_HITS:
+        if not 1 <= limit <= MAX_HITS or limit != int(limit):
             raise SettingsError(f"a search gives 1 to {MAX_HITS} hits, not {limit}: use lookup or rank for all rows")
-        self._check_codes(codes)
+        codes, limit = self._checked(codes), int(limit)
         expression = _expression(modality, filter, filter_params)
         ask = {"output_fields": _output_fields(output_fields), "consistency_level": consistency}
         size = min(limit + TIE_SLACK, MAX_HITS)
@@ -562,7 +572,7 @@ class HashCollection:
         if not 0 <= radius <= self.n_bits or radius != int(radius):
             raise SettingsError(f"a Hamming radius is an integer from 0 to {self.n_bits}, not {radius}")
         self._check_exact("lookup")
-        self._check_codes(codes)
+        codes = self._checked(codes)
         ask = {"output_fields": _output_fields(output_fields), "consistency_level": "Strong"}
         expression = _expression(modality, filter, filter_params)
         results = self._complete(codes, expression, {"radius": int(radius) + 1}, ask)  # Milvus excludes the outer bound
@@ -687,11 +697,13 @@ class HashCollection:
         rows = self._call("query", filter=expression, output_fields=["count(*)"], consistency_level="Strong")
         return int(rows[0]["count(*)"])
 
-    def _check_codes(self, codes: Sequence[bytes]) -> None:
-        for code in codes:
+    def _checked(self, codes: Iterable[bytes]) -> list[bytes]:
+        checked = list(codes)
+        for code in checked:
             if not isinstance(code, bytes) or len(code) * 8 != self.n_bits:
                 got = f"{len(code) * 8} bits" if isinstance(code, bytes) else f"a {type(code).__name__}"
                 raise SettingsError(f"a query code is {got}, and the collection takes bytes of {self.n_bits} bits")
+        return checked
 
     def _check_exact(self, what: str) -> None:
         if self.index != "BIN_FLAT":
@@ -700,8 +712,8 @@ class HashCollection:
                 "a collection with BIN_FLAT, or search"
             )
 
-    def _served(self, codes: Sequence[bytes], expression: str) -> Iterator[Hits]:
-        self._check_codes(codes)
+    def _served(self, codes: Iterable[bytes], expression: str) -> Iterator[Hits]:
+        codes = self._checked(codes)
         ask = {"output_fields": [], "consistency_level": "Strong"}
         rows = max(1, self._count(expression))
         for some in _batches(codes, max(1, MAX_CALL_HITS // rows)):
@@ -715,6 +727,10 @@ class HashCollection:
     ) -> list[Hits]:
         """One search, in calls of bounded size. `bounds` are Milvus's `radius` and `range_filter`."""
         params = dict(bounds) | ({"nprobe": IVF_NPROBE} if self.index == "BIN_IVF_FLAT" else {})
+        if ask["output_fields"] and len(codes) * limit > MAX_CALL_ROWS:
+            found = self._nearest(codes, expression, limit, bounds, {**ask, "output_fields": []})
+            fields = self._fields({pk for hits in found for pk in hits.pks}, ask)
+            return [Hits(hits.pks, hits.distances, fields) for hits in found]
         results: list[Hits] = []
         for some in _batches(codes, max(1, min(MAX_CALL_QUERIES, MAX_CALL_HITS // limit))):
             question = {
@@ -732,6 +748,14 @@ class HashCollection:
                 fields = {pk: hit["entity"] for pk, hit in zip(hits.ids, hits, strict=True)}
                 results.append(Hits(list(hits.ids), np.array(hits.distances).astype(np.uint16), fields))
         return results
+
+    def _fields(self, pks: Iterable[str], ask: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Fields by primary key, in calls whose answers are of bounded size."""
+        fields = {}
+        for some in _batches(pks, MAX_CALL_ROWS):
+            for row in self._call("query", filter=f"pk in {literal(some)}", **ask):
+                fields[row.pop("pk")] = row
+        return fields
 
     def _complete(
         self, codes: Sequence[bytes], expression: str, bounds: Mapping[str, int], ask: Mapping[str, Any]
@@ -780,11 +804,41 @@ def _expression(modality: str | None, template: str | None, params: Mapping[str,
 def _output_fields(names: Sequence[str]) -> list[str]:
     if isinstance(names, str):
         raise SettingsError(f"output fields are a list of names: give [{names!r}]")
+    names = list(names)
     for name in names:
         # Milvus Lite ends, or retries for ever, over a name that is none, and gives some codes as None.
-        if name != "*" and (name in _OWN_FIELDS or not _NAME.fullmatch(name)):
+        if name != "*" and (name in _OWN_FIELDS or not _is_name(name)):
             raise SettingsError(f"{name!r} cannot be an output field: give names of fields (`codes` gives the codes)")
-    return ["$meta"] if "*" in names else list(names)
+    return ["$meta"] if "*" in names else names
+
+
+def _is_name(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None and name.lower() not in _WORDS
+
+
+def _description(connection: Connection, name: str) -> dict[str, Any]:
+    """What `create` wrote down of a collection.
+
+    Raises:
+        EncoderMismatch: It was not made by cmh-milvus.
+        StoreError: It was, by a release with another format.
+    """
+    described = connection.call("describe_collection", name)
+    try:
+        description: dict[str, Any] = json.loads(described["description"])["cmh_milvus"]
+        found = description["format_version"]
+        if found != FORMAT_VERSION:
+            raise StoreError(
+                f"the collection {name!r} at {connection.uri} has the format version {found!r}, and this release reads "
+                f"{FORMAT_VERSION}: use the release {description.get('cmh_milvus_version')} of cmh-milvus, which made "
+                "it, or a newer one"
+            )
+        return {key: description[key] for key in ("fingerprint", "n_bits", "index", "collection_id")}
+    except (ValueError, KeyError, TypeError):
+        raise EncoderMismatch(
+            f"the collection {name!r} at {connection.uri} was not made by cmh-milvus, so that nobody knows which "
+            "encoder made its codes: give another name"
+        ) from None
 
 
 def _check_name(name: str) -> None:
@@ -805,11 +859,12 @@ def _batches(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
 
 
 def _fits(value: Any) -> bool:
-    """Whether all integers in a field are within 64 bits; of others, Milvus refuses the whole batch."""
+    """Whether all integers in a field are within 64 bits, and all keys str; else Milvus refuses the whole batch."""
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return all(map(_fits, parts))
+    if isinstance(value, dict):
+        return all(isinstance(key, str) for key in value) and all(map(_fits, value.values()))
+    return all(map(_fits, value)) if isinstance(value, (list, tuple)) else True
 
 
 def _cut(text: str) -> str:

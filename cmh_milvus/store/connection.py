@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,14 +54,15 @@ class Connection:
         MissingExtra: Milvus Lite is not installed.
     """
 
-    def __init__(self, uri: str, token: str | None = None, timeout: float = TIMEOUT) -> None:
+    def __init__(self, uri: str | Path, token: str | None = None, timeout: float = TIMEOUT) -> None:
         self.lite_file = lite_file(uri)
-        self._target = uri if self.lite_file is None else str(self.lite_file)
+        self._target = str(uri if self.lite_file is None else self.lite_file)
         self.uri = re.sub(r"//[^/@]*@", "//", self._target)  # without user and password: it goes into messages
         self.timeout = timeout
         self._token = token or ""
+        self._lock = threading.Lock()  # of the client's making and closing
         self._client: MilvusClient | None = None
-        self._connect()
+        self._connected()
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of `MilvusClient`, with the timeout; repeat it over a new client if the connection broke.
@@ -83,13 +86,13 @@ class Connection:
 
     def _over_a_client(self, action: str, do: Callable[[MilvusClient], _T]) -> _T:
         for wait in (*RECONNECT_WAITS, None):
+            client = None
             try:
-                if self._client is None:
-                    self._connect()
+                client = self._connected()
                 with milvus_errors(self.uri, action):
-                    return do(self._client)
+                    return do(client)
             except ConnectionLost:
-                self._close(broken=True)
+                self._close(client, broken=True)
                 if wait is None:
                     raise
                 time.sleep(wait)
@@ -97,12 +100,15 @@ class Connection:
 
     def close(self) -> None:
         """Close the client; Milvus Lite's process ends too, unless another client of this process uses the file."""
-        self._close(broken=False)
+        self._close(self._client, broken=False)
 
-    def _close(self, *, broken: bool) -> None:
-        if self._client is None:
-            return
-        client, self._client = self._client, None
+    def _close(self, client: MilvusClient | None, *, broken: bool) -> None:
+        with self._lock:
+            if client is not None and client is self._client:  # else another thread has closed it
+                self._client = None
+                self._end(client, broken=broken)
+
+    def _end(self, client: MilvusClient, *, broken: bool) -> None:
         address = client._config.address
         client.close()
         if self.lite_file is None:
@@ -115,22 +121,28 @@ class Connection:
         if getattr(server, "uds_path", None) == address and (broken or not shared):  # Lite 3 has no such process
             servers.release_server(str(self.lite_file))
 
-    def _connect(self) -> None:
-        if self.lite_file is not None:
-            _check_lite_file(self.lite_file)
-        with milvus_errors(self.uri, "connect"):
-            # A connection of its own: pymilvus keeps a broken shared one in its registry.
-            self._client = MilvusClient(
-                self._target,
-                token=self._token,
-                timeout=CONNECT_TIMEOUT,
-                dedicated=True,
-                grpc_options={"grpc.keepalive_time_ms": KEEPALIVE_MS},
-            )
-            raw_search.tap(self._client)
+    def _connected(self) -> MilvusClient:
+        """The client; a new one where there is none."""
+        with self._lock:
+            if self._client is not None:
+                return self._client
+            if self.lite_file is not None:
+                _check_lite_file(self.lite_file)
+            with milvus_errors(self.uri, "connect"):
+                # A connection of its own: pymilvus keeps a broken shared one in its registry.
+                client = MilvusClient(
+                    self._target,
+                    token=self._token,
+                    timeout=CONNECT_TIMEOUT,
+                    dedicated=True,
+                    grpc_options={"grpc.keepalive_time_ms": KEEPALIVE_MS},
+                )
+                raw_search.tap(client)
+            self._client = client
+            return client
 
 
-def lite_file(uri: str) -> Path | None:
+def lite_file(uri: str | Path) -> Path | None:
     """The file that a Milvus Lite URI names, absolute; None for a server's URI.
 
     Raises:
@@ -140,6 +152,7 @@ def lite_file(uri: str) -> Path | None:
         >>> lite_file("http://localhost:19530") is None
         True
     """
+    uri = os.fspath(uri)
     if uri.startswith(_SERVER_SCHEMES):
         return None
     if not uri.endswith(".db"):
@@ -179,7 +192,7 @@ def _translated(error: Exception, uri: str, action: str) -> StoreError:
             f"{uri} could not be opened ({error.strerror}): Milvus Lite writes beside its file, even to read it, so "
             "give a file in a folder that you may write to"
         )
-    if code in (2, grpc.StatusCode.UNAVAILABLE):
+    if code in (2, grpc.StatusCode.UNAVAILABLE) or "closed channel" in message:  # closed by another thread
         if action == "connect":
             return ConnectionLost(
                 f"no Milvus answers at {uri} within {CONNECT_TIMEOUT:g} s: check the address, and that the server runs"

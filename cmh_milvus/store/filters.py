@@ -47,7 +47,7 @@ def literal(value: Any) -> str:
         return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int) and -(2**63) <= value < 2**63:
+    if isinstance(value, int) and abs(value) < 2**63:  # Lite takes -2^63 for another number
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
         return repr(value)

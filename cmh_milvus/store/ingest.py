@@ -44,7 +44,7 @@ def content_hash(*parts: bytes | str) -> str:
     return digest.hexdigest()[:32]
 
 
-def manifest_path(uri: str, name: str) -> Path:
+def manifest_path(uri: str | Path, name: str) -> Path:
     """Where the manifest of a collection lies: beside a Milvus Lite file, else in the current folder.
 
     Example:
@@ -192,7 +192,8 @@ def ingest(
     """
     upserted = skipped = 0
     seen: set[str] = set()
-    for batch in batches:
+    for rows in batches:
+        batch = list({row.pk: row for row in rows}.values())  # the last of equal keys counts
         todo = [row for row in batch if manifest is None or not manifest.done(row.pk, _hash(row))]
         skipped += len(batch) - len(todo)
         upserted += collection.upsert(todo)

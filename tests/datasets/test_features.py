@@ -149,6 +149,20 @@ def test_bad_files(tmp_path):
         load_features(path)
 
 
+def test_damage_anywhere_is_said_in_words(tmp_path):
+    path = tmp_path / "packed.npz"
+    np.savez_compressed(path, **{key: value for key, value in arrays().items() if value is not None})
+    good = path.read_bytes()
+    refused = 0
+    for place in range(0, len(good), 5):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 255]) + good[place + 1 :])
+        try:
+            load_features(path)
+        except (DataError, UnsafeFile) as error:
+            refused += str(path.name) in str(error)
+    assert refused > len(good) // 10
+
+
 def test_tokens(tmp_path):
     matrices = np.random.default_rng(1).normal(size=(10, 3, 4))
     data = load_features(save(tmp_path, image=matrices))

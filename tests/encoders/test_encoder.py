@@ -1,11 +1,15 @@
 """The encoder and its folder."""
 
+import functools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cmh_milvus.codes import binarize, pack
@@ -105,11 +109,19 @@ def test_missing_file(folder, missing):
         ("config.json", b"{"),
         ("config.json", b"[]"),
         ("config.json", b'{"format_version": 1}'),
+        ("config.json", ("towers", "image", "head", "n_bits", 7)),
+        ("config.json", ("towers", "text", "head", "dropout", 2)),
+        ("config.json", ("towers", "text", "backbone", None)),
         ("model.safetensors", b"garbage"),
         ("model.safetensors", b""),
     ],
 )
 def test_damaged_file(folder, file, content):
+    if isinstance(content, tuple):  # a path to a value, and the value
+        config = json.loads((folder / file).read_text())
+        *above, last, value = content
+        functools.reduce(dict.__getitem__, above, config)[last] = value
+        content = json.dumps(config).encode()
     (folder / file).write_bytes(content)
     with pytest.raises(ArtefactError):
         CrossModalHashEncoder.from_pretrained(folder)
@@ -192,6 +204,41 @@ def test_no_items(encoder):
 def test_single_item_is_a_type_error(encoder):
     with pytest.raises(TypeError, match=r"\[item\]"):
         encoder.encode_texts("a cat")
+
+
+@pytest.mark.parametrize("single", [Path("a.png"), b"", Image.new("RGB", (2, 2))])
+def test_single_picture_is_a_type_error(encoder, single):
+    with pytest.raises(TypeError, match=r"\[item\]"):
+        encoder.encode_images(single)
+
+
+def test_few_pictures_are_in_memory_at_a_time(encoder, emoji, monkeypatch):
+    paths = [item.image for item in emoji.items[::300]]
+    whole = encoder.encode_images(paths)
+    monkeypatch.setattr("cmh_milvus.encoders.encoder.PICTURES_AT_ONCE", 2)
+    batches = []
+    backbone = encoder.backbone("image")
+    monkeypatch.setattr(backbone, "encode", lambda some, of=backbone.encode: batches.append(len(some)) or of(some))
+    np.testing.assert_allclose(encoder.encode_images(path for path in paths), whole, atol=1e-5)
+    assert batches == [2, 2, 2, 1]
+    assert encoder.encode_images([]).shape == (0, 64)
+
+
+def test_a_device_that_is_not_there_is_no_damage(folder):
+    with pytest.raises(SettingsError, match="unknown device"):
+        CrossModalHashEncoder.from_pretrained(folder, device="toaster")
+
+
+def test_save_that_fails_leaves_the_old_encoder(encoder, folder, monkeypatch):
+    def full_disk(weights, path):
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: File too large (os error 27)")
+
+    monkeypatch.setattr("cmh_milvus.encoders.encoder.save_file", full_disk)
+    with pytest.raises(ArtefactError, match="File too large"):
+        encoder.save_pretrained(folder)
+    assert CrossModalHashEncoder.from_pretrained(folder).fingerprint == encoder.fingerprint
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_bad_picture(encoder, tmp_path):

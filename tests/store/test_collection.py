@@ -90,6 +90,15 @@ def test_a_foreign_collection_is_refused(uri, filled, description, error, said):
         filled._connection.call("drop_collection", "foreign")
 
 
+def test_a_collection_made_anew_for_another_encoder_takes_no_codes_of_the_first(uri, empty):
+    with HashCollection.open(uri, empty.name) as other:
+        other.drop()
+    with HashCollection.create(uri, empty.name, Encoder("b2" * 32)) as anew:
+        with pytest.raises(StoreError, match="made anew"):
+            empty.upsert([Row("a", "image", b"ab")])
+        assert anew.count() == 0
+
+
 def test_an_interrupted_creation_is_finished(uri, empty):
     empty._call("release_collection")
     empty._call("drop_index", "code")
@@ -138,7 +147,11 @@ def test_delete_takes_both_modalities_and_passes_over_the_absent(empty):
     empty.upsert(Row(f"{i}", modality, b"ab") for i in range(4) for modality in ("image", "text"))
     assert empty.delete(["1", "2", "absent", 'x" or pk != "']) == 4
     assert {pk for pk, _ in empty.codes()} == {"0#image", "0#text", "3#image", "3#text"}
-    assert empty.delete([]) == 0
+    assert empty.delete([]) == empty.delete(["no\nsuch"]) == 0
+    for one in ("23", [2, 3]):
+        with pytest.raises(SettingsError, match="item ids are a list"):
+            empty.delete(one)
+    assert empty.count() == 4
 
 
 @pytest.mark.parametrize(
@@ -164,6 +177,10 @@ def test_delete_takes_both_modalities_and_passes_over_the_absent(empty):
         (Row("a", "image", b"ab", {"x": b"raw"}), "not JSON"),
         (Row("a", "image", b"ab", {"x": 2**63}), "more than 64 bits"),
         (Row("a", "image", b"ab", {"x": [1, {"y": -(2**63) - 1}]}), "more than 64 bits"),
+        (Row("a", "image", b"ab", {"x": [{1: 2}]}), "keys are no str"),
+        (Row("a", "image", b"ab", {"Like": 1}), "cannot be named 'Like'"),
+        (Row("a", "image", b"ab", {5: 1}), "cannot be named 5"),
+        (Row("a", "image", b"ab", None), "not a mapping"),
         (Row("a", "image", b"ab", {"x": "\ud800"}), "broken character"),
         (Row("a", "image", b"ab", {"x": ["y" * 70_000]}), "Milvus takes 65536"),
     ],
@@ -296,13 +313,44 @@ def test_fields_come_only_where_asked_and_present(filled, rows):
     assert all(dict(hit.fields) == by_pk[hit.pk].fields for hit in hits)
 
 
-@pytest.mark.parametrize("names", ["caption", ["code"], ["a b"], ["$meta"], ["pk"]])
+def test_fields_of_many_hits_are_asked_for_apart(filled, rows, monkeypatch):
+    """An answer of any number of hits with long fields would exceed what Milvus sends at once."""
+    queries = [rows[0].code, rows[700].code]
+    asked = [{"output_fields": ["caption", "labels"]}, {"output_fields": ["*"], "limit": 300}]
+    together = [filled.search(queries, **ask) for ask in asked]
+    monkeypatch.setattr(module, "MAX_CALL_ROWS", 50)
+    for ask, expected_hits in zip(asked, together, strict=True):
+        for got, wanted in zip(filled.search(queries, **ask), expected_hits, strict=True):
+            assert [(hit, dict(hit.fields)) for hit in got] == [(hit, dict(hit.fields)) for hit in wanted]
+    by_pk = {row.pk: row.fields for row in rows}
+    for hits in filled.lookup(queries, 3, output_fields=["*"]):
+        assert all(dict(hit.fields) == by_pk[hit.pk] for hit in hits)
+
+
+def test_codes_and_fields_may_be_generators(filled, rows):
+    code = rows[0].code
+
+    def stream():
+        return (one for one in [code, code])
+
+    assert filled.search(stream(), output_fields=(name for name in ["n"])) == filled.search(
+        [code] * 2, output_fields=["n"]
+    )
+    assert filled.lookup(stream(), 2) == filled.lookup([code] * 2, 2)
+    assert [r.pks for r in filled.rank(stream())] == [r.pks for r in filled.rank([code] * 2)]
+
+
+@pytest.mark.parametrize("names", ["caption", ["code"], ["a b"], ["$meta"], ["pk"], ["like"], ["TRUE"]])
 def test_impossible_output_fields(filled, names):
     with pytest.raises(SettingsError, match="output field"):
         filled.search([b"ab"], output_fields=names)
 
 
-@pytest.mark.parametrize("limit", [0, -1, 16_385])
+def test_limits_of_numpy(filled):
+    assert filled.search([b"ab"], limit=np.int64(3)) == filled.search([b"ab"], limit=3)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 16_385, 1.5])
 def test_impossible_limits(filled, limit):
     with pytest.raises(SettingsError, match="1 to 16384"):
         filled.search([b"ab"], limit=limit)

@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -165,6 +167,35 @@ def test_milvus_lite_killed(lite_path):
             assert other.count() == 10
             assert one.upsert([Row("0", "image", b"cd")]) == 1
             assert [hit.item_id for hit in other.lookup([b"cd"], 0)[0]] == ["0"]
+
+
+def test_threads_share_a_collection_whose_back_end_dies(lite_path):
+    with HashCollection.create(lite_path, "photos", Encoder()) as photos:
+        photos.upsert(Row(str(i), "image", b"ab") for i in range(10))
+        done = threading.Event()
+
+        def search():
+            answers = set()
+            while not done.is_set():
+                answers.add(len(photos.search([b"ab"])[0]))
+            return answers
+
+        with ThreadPoolExecutor(6) as threads:
+            searches = [threads.submit(search) for _ in range(6)]
+            try:
+                for _ in range(3):
+                    time.sleep(0.5)
+                    photos.count()  # so that there is a process again
+                    lite_process(lite_path).kill()
+            finally:
+                done.set()
+            assert {frozenset(one.result()) for one in searches} == {frozenset({10})}
+
+
+def test_a_misspelt_file_is_not_made(lite_path):
+    with pytest.raises(StoreError, match=r"no collection 'photos' at .*no such file"):
+        HashCollection.open(lite_path, "photos")
+    assert not lite_path.exists()
 
 
 def test_a_filter_that_may_end_milvus_lite(lite_path, monkeypatch):

@@ -52,6 +52,14 @@ def test_rows_without_a_content_hash_are_known_by_what_they_hold(empty, tmp_path
     assert dict(empty.codes()) == {"a#text": b"ac"}
 
 
+def test_of_equal_keys_in_a_batch_the_last_counts_however_often_it_runs(empty, tmp_path):
+    batch = [Row("a", "text", b"ab"), Row("b", "text", b"ad"), Row("a", "text", b"ac")]
+    for sent in (2, 0, 0):
+        with Manifest(tmp_path / "m.jsonl", empty) as manifest:
+            assert ingest(empty, [batch], manifest) == IngestReport(upserted=sent, skipped=2 - sent, total=2)
+        assert dict(empty.codes()) == {"a#text": b"ac", "b#text": b"ad"}
+
+
 def test_without_a_manifest(empty):
     assert ingest(empty, batches(make_rows(range(25)))) == IngestReport(25, 0, 25)
     assert ingest(empty, []) == IngestReport(0, 0, 25)
