@@ -42,7 +42,7 @@ def load_features(path: Path, *, image_key: str = "image", text_key: str = "text
     if not zipfile.is_zipfile(path):
         raise DataError(f"{str(path)!r} is not an .npz file: make it with numpy.savez_compressed")
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             reader = _Reader(path, arrays)
             image = reader.features(image_key)
             text = reader.features(text_key)
