@@ -506,7 +506,7 @@ def evaluate(
         name = Path(model).resolve().name
         candidates.append(Candidate(name, packed(relaxed), encoder.fingerprint, record.get("seconds"), relaxed))
     lengths = sorted({encoder.n_bits for encoder in encoders}) if bits_list is None else _bits(bits_list)
-    for method in (*methods_, *(BASELINES if baselines else ())):
+    for method in dict.fromkeys((*methods_, *(BASELINES if baselines else ()))):  # each once
         for n_bits in lengths or [64]:
             with progress_bar(f"training {method}, {n_bits} bits") as progress:
                 candidates.append(train_candidate(data, method, n_bits, device=device, progress=progress))
