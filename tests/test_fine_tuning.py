@@ -285,6 +285,7 @@ def test_resumed_run_is_the_unbroken_one(clip, items, tmp_path):
         for name, one in unbroken.backbones.items():
             assert not changed(one.weights(), resumed.backbones[name].weights())
             assert one.revision == resumed.backbones[name].revision
+    checkpoint.unlink()
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, stop)
     with pytest.raises(SettingsError, match="other data or settings"):

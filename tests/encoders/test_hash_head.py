@@ -1,0 +1,104 @@
+"""Hash heads: scaling, layers, modes, fingerprints."""
+
+import numpy as np
+import pytest
+import torch
+
+from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower
+from cmh_milvus.encoders.hash_head import FeatureScaling, HashHead, HashHeadConfig, relaxed_codes
+from cmh_milvus.encoders.tokens import ConceptGathering
+
+
+def fitted(features):
+    scaling = FeatureScaling(features.shape[1])
+    scaling.fit(features)
+    return scaling
+
+
+def test_scaling_of_sparse_features():
+    """Counts are weighed by idf, other sparse numbers are not; an entry has unit variance on average."""
+    generator = torch.Generator().manual_seed(0)
+    words = (torch.rand(300, 20, generator=generator) < torch.linspace(0.05, 0.5, 20)).float()
+    for features, weighs in ((words, True), (words * 0.5, False)):
+        scaling = fitted(features)
+        assert bool(scaling.unit_length)
+        assert (scaling.weight != 1).any() == weighs
+        assert scaling(features).std().item() == pytest.approx(1)
+        lengths = scaling(features[features.any(dim=1)]).norm(dim=1)
+        torch.testing.assert_close(lengths, lengths[:1].expand_as(lengths))
+
+
+def test_some_zeros_do_not_make_features_sparse():
+    """As after a ReLU: non-negative, a third zeros; they are standardised."""
+    features = torch.relu(torch.randn(300, 6, generator=torch.Generator().manual_seed(0)) + 0.4)
+    assert 0.2 < (features == 0).float().mean() < 0.5
+    scaling = fitted(features)
+    assert not scaling.unit_length
+    torch.testing.assert_close(scaling(features).mean(dim=0), torch.zeros(6), atol=1e-5, rtol=0)
+
+
+def test_encoding_leaves_the_head_in_its_mode():
+    head = HashHead(HashHeadConfig(4, 8, hidden=(6,), batch_norm=True, dropout=0.5))
+    x = np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32)
+    for training in (True, False):
+        head.train(training)
+        first = relaxed_codes(head, x)
+        assert head.training == training
+        np.testing.assert_array_equal(relaxed_codes(head, x), first)
+
+
+def test_layers_of_a_fitted_head():
+    head = HashHead.fitted(torch.randn(20, 4), 8, (6, 5), 0.5, 0.2)
+    kinds = [type(layer).__name__ for layer in head.layers]
+    assert kinds == ["Dropout", *["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2]
+    assert [layer.p for layer in head.layers if isinstance(layer, torch.nn.Dropout)] == [0.2, 0.5, 0.5]
+
+
+def test_parts_are_dropped_as_features_are():
+    torch.manual_seed(0)
+    head = HashHead.fitted(torch.randn(50, 5, 4), 8, (6,), 0.0, 0.3).train()
+    seen = []
+    head.pooling.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    head(torch.randn(50, 5, 4))
+    assert (seen[0] == 0).float().mean() == pytest.approx(0.3, abs=0.05)
+
+
+def test_fingerprint_follows_the_backbone_that_the_codes_are_of():
+    torch.manual_seed(0)
+    heads = [HashHead(HashHeadConfig(4, 8)) for _ in range(2)]
+    prints = {
+        CrossModalHashEncoder(Tower({"revision": revision}, heads[0]), Tower({}, heads[1]), device="cpu").fingerprint
+        for revision in "ab"
+    }
+    assert len(prints) == 2
+
+
+def test_a_backbone_of_another_revision_is_refused():
+    from types import SimpleNamespace
+
+    from cmh_milvus.errors import SettingsError
+
+    config = {"spec": "x", "revision": "1", "modality": "image", "preprocessing": {"size": 8}}
+    towers = [Tower(config, HashHead(HashHeadConfig(4, 8))) for _ in range(2)]
+    encoder = CrossModalHashEncoder(*towers, device="cpu")
+    encoder.use_backbone("image", SimpleNamespace(config=lambda: dict(config)))
+    for changed in ({"revision": "2"}, {"preprocessing": {"size": 9}}):
+        with pytest.raises(SettingsError, match="another backbone or revision"):
+            encoder.use_backbone("image", SimpleNamespace(config=lambda changed=changed: config | changed))
+
+
+def test_others_may_read_a_saved_encoder(tmp_path):
+    towers = [Tower({"name": "x"}, HashHead(HashHeadConfig(4, 8))) for _ in range(2)]
+    CrossModalHashEncoder(*towers, device="cpu").save_pretrained(tmp_path / "enc")
+    assert (tmp_path / "enc").stat().st_mode & 0o777 == 0o755
+    for file in (tmp_path / "enc").iterdir():
+        assert file.stat().st_mode & 0o444 == 0o444, file.name
+
+
+def test_gathering_is_that_of_the_paper_by_default():
+    """A part goes to 8 concepts at most, and two transformer layers follow (MITH, section 3.2)."""
+    gathering = ConceptGathering(6, 5, 32, 64)
+    assert gathering.best == 8
+    assert len(gathering.transformer.layers) == 2
+    assert [layer.self_attn.num_heads for layer in gathering.transformer.layers] == [4, 4]
+    assert ConceptGathering(6, 5, 4, 16).best == 4
