@@ -127,8 +127,8 @@ def train(
     Raises:
         SettingsError: Unknown method, unknown or impossible setting or code length, weights that grew beyond all
             bounds, a checkpoint of another run, or backbones to tune for a method that has a closed form.
-        DataError: Too few train rows, no labels where the method needs them, or features that are not finite or the
-            same in all rows.
+        DataError: Too few train rows, no labels where the method needs them, or features that are not float32, not
+            finite, or the same in all rows.
         ArtefactError: The checkpoint cannot be written.
     """
     method_class = get_method(settings.method or DEFAULT_METHODS[data.labels is not None])
@@ -149,6 +149,8 @@ def _check(data: PairedFeatures, method_class: type[Method]) -> None:
     if method_class.supervision == "labels" and data.labels is None and not method_class.labels_optional:
         raise DataError(f"method {method_class.name} learns from labels, and {data.name} has none: choose another one")
     for modality, features in (("image", data.image), ("text", data.text)):
+        if features.dtype != np.float32:
+            raise DataError(f"the {modality} features of {data.name} are {features.dtype}: give float32")
         if not np.isfinite(features).all():
             raise DataError(f"the {modality} features of {data.name} hold NaN or infinity: clean them first")
         first = features[data.split.train[0]]

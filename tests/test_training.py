@@ -483,6 +483,10 @@ def test_impossible_runs_are_refused_in_words(data):
         train(data, settings(method_settings={"batch_size": 1}))
     with pytest.raises(DataError, match=r"text features .* alike in all train rows"):
         train(dataclasses.replace(data, text=np.ones_like(data.text)), settings())
+    with pytest.raises(DataError, match=r"image features .* float64: give float32"):
+        train(dataclasses.replace(data, image=data.image.astype(np.float64)), settings())
+    with pytest.raises(SettingsError, match="epochs of method duet is int"):
+        train(data, settings(method_settings={"epochs": 2.7}))
     with pytest.raises(SettingsError):
         settings(n_bits=12)
     with pytest.raises(SettingsError):

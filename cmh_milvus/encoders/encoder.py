@@ -250,7 +250,7 @@ class CrossModalHashEncoder:
 
         Args:
             folder: Where to; an encoder that is there already is replaced, any other folder is refused.
-            training: The training record, for training.json and the model card.
+            training: The training record, as `training.train` gives it, for training.json and the model card.
 
         Raises:
             ArtefactError: The folder exists and is no encoder, or cannot be written.
