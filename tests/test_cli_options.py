@@ -6,30 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from cmh_milvus.cli import cli
 from cmh_milvus.cli.sources import training_source
 from cmh_milvus.encoders.backbones import BagOfWords
-
-
-@pytest.fixture(autouse=True)
-def _own_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("MILVUS_URI", "MILVUS_TOKEN", "CMH_MODEL"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def run(*arguments, **kwargs):
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments], **kwargs)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def lines(result):
-    return [json.loads(line) for line in result.stdout.splitlines()]
+from tests.test_cli import _own_folder, lines, run  # noqa: F401
 
 
 def save_features(file, n=80, **sets):

@@ -107,3 +107,7 @@ def test_hamming_distances_of_what_is_not_packed(wrong):
     for pair in ((packed, wrong), (wrong, packed)):
         with pytest.raises(SettingsError, match="codes are packed, uint8"):
             codes.hamming_distances(*pair)
+
+
+def test_longest_code():
+    assert codes.check_n_bits(32_768) == 32_768

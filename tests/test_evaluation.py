@@ -190,3 +190,155 @@ def test_what_cannot_be_evaluated(small):
     empty = dataclasses.replace(data.split, query=np.array([], dtype=np.int64))
     with pytest.raises(DataError, match="0 query"):
         evaluate_codes("x", codes, dataclasses.replace(data, split=empty))
+
+
+def test_finer_figures_equal_slow_definitions(small):
+    """NDCG@10 by label overlap, own R@1, the median rank and the curves: an item's place within a tie is any of it."""
+    data, codes = small
+    split = data.split
+    result = evaluate_codes("random", codes, data)
+    assert result.distinct == len(set(codes["image"].tobytes())) / 40
+    for direction, (one, other) in DIRECTIONS.items():
+        q, d = unpack(codes[one]), unpack(codes[other])
+        ndcg, first, ranks, top, within = [], [], [], [], []
+        for row in split.query:
+            own, theirs = data.labels[row], data.labels[split.database]
+            gain = (own & theirs).sum(axis=1) / np.maximum((own | theirs).sum(axis=1), 1)
+            far = (q[row] != d).sum(axis=1)
+            closer, tied = (far < far[row]).sum(), (far == far[row]).sum()
+            first.append(np.clip((1 - closer) / tied, 0, 1))
+            ranks.append(closer + (tied + 1) / 2)
+            far = far[split.database]
+            order = np.argsort(far)
+            at_rank = np.array([gain[far == x].mean() for x in far])[order]
+            hit_at_rank = np.array([(gain[far == x] > 0).mean() for x in far])[order]
+            discount = 1 / np.log2(np.arange(2, 12))
+            ideal = np.sort(gain)[::-1][:10] @ discount
+            ndcg.append(at_rank[:10] @ discount / ideal if ideal else 0.0)
+            top.append([hit_at_rank[:n].mean() for n in (1, 2, 5, 10, 20)])
+            inside = [gain[far <= radius] > 0 for radius in range(9)]
+            within.append([[x.sum() / max(len(x), 1), x.sum() / max((gain > 0).sum(), 1), not len(x)] for x in inside])
+        measured = result.directions[direction]
+        assert measured.estimates["NDCG@10"].mean == pytest.approx(np.mean(ndcg))
+        assert measured.top_n == [1, 2, 5, 10, 20]
+        assert measured.top_n_precision == pytest.approx(np.mean(top, axis=0).tolist())
+        curves = np.mean(within, axis=0).T.tolist()
+        assert measured.radius_precision == pytest.approx(curves[0])
+        assert measured.radius_recall == pytest.approx(curves[1])
+        assert measured.radius_empty == pytest.approx(curves[2])
+        if direction in CROSS_MODAL:
+            assert measured.estimates["own R@1"].mean == pytest.approx(np.mean(first))
+            assert measured.own_median_rank == np.median(ranks)
+
+
+def test_own_partners_of_floats_are_ranked_among_all_items(small, rng):
+    data, _ = small
+    vectors = {name: rng.standard_normal((40, 5)).astype(np.float32) for name in ("image", "text")}
+    vectors["image"][3] = vectors["image"][9]
+    result = evaluate_floats("floats", vectors, data)
+    unit = {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in vectors.items()}
+    for direction in CROSS_MODAL:
+        one, other = DIRECTIONS[direction]
+        scores = unit[one] @ unit[other].T  # queries and database are all 40 items
+        ranks = np.array([1 + (scores[row] > scores[row, row]).sum() for row in data.split.query])
+        measured = result.directions[direction]
+        assert measured.own_median_rank == np.median(ranks)
+        for k in (1, 10):
+            assert measured.estimates[f"own R@{k}"].mean == pytest.approx((ranks <= k).mean())
+    assert result.n_bits == 5 * 32
+    assert result.distinct == 39 / 40
+
+
+def test_differences_are_those_to_the_first_encoder(small):
+    """A perfect encoder against a random one: what it gains is positive, in the row of the other as well."""
+    data, codes = small
+    ideal = {name: np.packbits(np.repeat(data.labels, 2, axis=1), axis=1) for name in codes}
+    report = compare(
+        data,
+        [
+            Candidate("random", codes),
+            Candidate("constant", {k: c * 0 for k, c in codes.items()}),
+            Candidate("ideal", ideal),
+        ],
+    )
+    first, *_, last = report.results
+    for direction, measured in last.directions.items():
+        gained = measured.against_first["MAP@all"]
+        expected = measured.estimates["MAP@all"].mean - first.directions[direction].estimates["MAP@all"].mean
+        assert gained.mean == pytest.approx(expected)
+        assert gained.mean > 0
+    for row in report.rows():
+        assert row["MAP@all low"] <= row["MAP@all"] <= row["MAP@all high"]
+    wide = [row for row in report.rows() if row["encoder"] == "random"]
+    assert all(row["MAP@all low"] < row["MAP@all high"] for row in wide)
+
+
+def test_the_bootstrap_follows_its_seed(small):
+    data, codes = small
+
+    def ends(seed):
+        return [
+            (m.estimates["MAP@all"].low, m.estimates["MAP@all"].high)
+            for m in evaluate_codes("x", codes, data, seed=seed).directions.values()
+        ]
+
+    assert ends(1) == ends(1) != ends(2)
+
+
+def test_audit_of_texts_of_selection_and_of_what_is_merely_alike(small):
+    data, _ = small
+
+    def told(**changed):
+        return audit_split(dataclasses.replace(data, **changed))
+
+    chose = dataclasses.replace(data.split, validation=np.concatenate([data.split.query[:3], data.split.validation]))
+    leaks = [finding.text for finding in told(split=chose) if finding.leak]
+    assert "3 of 8 query rows chose the model" in leaks
+    twins = data.text.copy()
+    twins[0] = twins[10]
+    found = told(text=twins)
+    assert "1 of 8 queries have the very text of a database item" in [finding.text for finding in found if finding.leak]
+    assert not any("near duplicate" in finding.text for finding in found), "the very text is not told twice"
+    # 17 degrees apart are not near; nor are different features that are mostly one common offset
+    apart = data.image.copy()
+    apart[0] = apart[10] + np.random.default_rng(1).standard_normal(30) * np.linalg.norm(apart[10]) / 30**0.5 * 0.3
+    for image in (apart, data.image + 100):
+        assert not any("near duplicate" in finding.text for finding in told(image=image))
+
+
+def test_brute_force_ranks_ties_by_key(small):
+    _data, codes = small
+    ids = [f"i{(7 * i) % 40:02}" for i in range(40)]
+    for ranking in BruteForceRanker(ids, codes).rank(to_bytes(codes["image"][:3]), modality="text"):
+        pairs = list(zip(ranking.distances.tolist(), ranking.pks, strict=True))
+        assert pairs == sorted(pairs)
+
+
+def test_the_ceiling_is_the_first_encoders_and_texts_are_audited(small, rng):
+    data, codes = small
+    relaxed = [{name: rng.standard_normal((40, 8)).astype(np.float32) for name in codes} for _ in range(2)]
+    both = [Candidate(name, codes, relaxed=one) for name, one in zip("ab", relaxed, strict=True)]
+    report = compare(data, both, texts=["the same"] * 40)
+    assert [result.name for result in report.results] == ["a", "b", "a, not binarised"]
+    expected = evaluate_floats("x", relaxed[0], data).directions
+    for direction, measured in report.results[2].directions.items():
+        assert measured.estimates == expected[direction].estimates
+    assert "8 of 8 queries have the caption of a database item" in [
+        finding.text for finding in report.audit if finding.leak
+    ]
+
+
+def test_queries_beyond_the_first_blocks_count(rng):
+    labels = rng.random((640, 3)) < 0.4
+    codes = {name: rng.integers(0, 256, (640, 1), dtype=np.uint8) for name in ("image", "text")}
+    rows, none = np.arange(640), np.arange(0)
+    x = np.zeros((640, 2), dtype=np.float32)
+
+    def of(query):
+        s = Split(query, rows[600:], none, none)
+        return evaluate_codes("x", codes, PairedFeatures("x", list(map(str, rows)), x, x, labels, tuple("abc"), s, "f"))
+
+    whole = of(rows[:600]).directions["image_to_text"]
+    parts = [of(rows[start : start + 200]).directions["image_to_text"] for start in (0, 200, 400)]
+    for name in ("MAP@all", "NDCG@10"):
+        np.testing.assert_array_equal(whole.per_query[name], np.concatenate([part.per_query[name] for part in parts]))
