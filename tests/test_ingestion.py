@@ -48,6 +48,16 @@ def test_a_row_whose_stored_fields_changed_is_sent_again(words_encoder, tmp_path
     assert dict(hit.fields) == {"n": item.fields["n"], "caption": item.text, "labels": list(item.labels)}
 
 
+def test_of_equal_ids_the_last_counts_however_often_it_runs(words_encoder, tmp_path):
+    items = [ITEM, dataclasses.replace(ITEM, text="blue")]
+    with HashCollection.create(str(tmp_path / "a.db"), "a", words_encoder) as collection:
+        for sent in (1, 0, 0):
+            report = ingest_items(collection, items, words_encoder, manifest=tmp_path / "m.jsonl")
+            assert (report.sent, report.skipped) == (sent, 1 - sent)
+            [[hit]] = collection.search([b"a"], output_fields=["caption"])
+            assert hit.fields["caption"] == "blue"
+
+
 def test_codes_of_another_encoder_are_refused_before_anything_is_read(words_encoder, tmp_path):
     with HashCollection.create(str(tmp_path / "a.db"), "a", words_encoder) as collection:
         other = CrossModalHashEncoder(
