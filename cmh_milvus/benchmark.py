@@ -100,16 +100,20 @@ def run_benchmark(
     """
     given = {text: _given(text, settings or {}) for text in methods}  # each once
     chance = {name: chance_level(data) for name, data in data_sets.items()}
+    splits = {
+        (name, seed): cut_validation(data.split, round(validation * len(data.split.train)), seed)
+        for (name, data), seed in product(data_sets.items(), range(seeds))
+    }
+    fingerprints = {which: split.fingerprint() for which, split in splits.items()}
     cells = [Cell(*values) for values in product(data_sets, given, dict.fromkeys(lengths), range(seeds))]
     kept = {tuple(row.get(name) for name in IDENTITY): row for row in _read(results)}
     rows = []
     for number, cell in enumerate(cells, start=1):
-        whole = data_sets[cell.data]
-        split = cut_validation(whole.split, round(validation * len(whole.split.train)), cell.seed)
-        data = replace(whole, split=split)
+        which = cell.data, cell.seed
+        data = replace(data_sets[cell.data], split=splits[which])
         name, own = parse_method(cell.method)
         config = _config(get_method(name), given[cell.method], data)
-        identity = (cell.key, data.fingerprint, split.fingerprint(), json.dumps(config, sort_keys=True))
+        identity = (cell.key, data.fingerprint, fingerprints[which], json.dumps(config, sort_keys=True))
         if identity not in kept:
             measured = _measured(cell, data, given[cell.method], device)
             kept[identity] = measured | dict(zip(IDENTITY, identity, strict=True))

@@ -181,8 +181,9 @@ class _Run:
         self.chosen_epoch = 0
         self.history: list[dict[str, float]] = []
         self.identity = self._identity()
+        self.left = self._checkpoint()  # by an interrupted run, until it is resumed
         self.started = time.monotonic()
-        self.seconds_before = 0.0  # of the run that left the checkpoint
+        self.seconds_before = 0.0 if self.left is None else self.left["seconds"]
 
     def _identity(self) -> str:
         what = {
@@ -236,7 +237,6 @@ class _Run:
         return self.method_class.supervision == "labels" and self.data.labels is not None
 
     def fit_closed_form(self) -> tuple[HashHead, HashHead]:
-        self._checkpoint()  # only another run's can be there
         rows = np.sort(np.concatenate([self.data.split.train, self.data.split.validation]))
         with torch.random.fork_rng():
             method, train_data = self._make(rows, self.epochs)
@@ -267,9 +267,8 @@ class _Run:
 
     def _best_of(self, alternatives: Sequence[Any], epochs: int) -> _Selected:
         """Train with each config for `epochs`; take the one that is best on the validation rows, or the only one."""
-        if (content := self._checkpoint()) is not None:
-            self.ended = [_Selected(**selected) for selected in content["ended"]]
-            self.seconds_before = content["seconds"]
+        if self.left is not None:
+            self.ended = [_Selected(**selected) for selected in self.left["ended"]]
         for stage, self.config in enumerate(alternatives):
             if stage >= len(self.ended):  # else a checkpoint has it
                 note = "select" if len(alternatives) == 1 else f"try {stage + 1}/{len(alternatives)}"
@@ -470,7 +469,7 @@ class _Run:
         state: _StageState,
     ) -> None:
         """Go on from the checkpoint, if there is one of this stage."""
-        content = self._checkpoint()
+        content, self.left = self.left, None
         if content is None or content["stage"] != stage:
             return
         self._load_weights(method, content["method"])
@@ -493,12 +492,11 @@ class _Run:
             return None
         try:
             with zipfile.ZipFile(self.checkpoint) as parts:
-                sound = parts.testzip() is None
-            content = torch.load(self.checkpoint, map_location=self.device, weights_only=True) if sound else None
+                if (part := parts.testzip()) is not None:
+                    raise zipfile.BadZipFile(part)
+            content = dict(torch.load(self.checkpoint, map_location=self.device, weights_only=True))
         except Exception as error:  # of a kind that differs from damage to damage
             raise SettingsError(f"{self.checkpoint} is no checkpoint, or a damaged one: remove it") from error
-        if not isinstance(content, dict):
-            raise SettingsError(f"{self.checkpoint} is no checkpoint, or a damaged one: remove it")
         if content.get("format") != CHECKPOINT_FORMAT or content.get("identity") != self.identity:
             raise SettingsError(
                 f"{self.checkpoint} belongs to a run with other data or settings: remove it, "
