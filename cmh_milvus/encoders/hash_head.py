@@ -34,6 +34,8 @@ class HashHeadConfig:
         pooled: Width of the vector that the parts of an item are pooled to, beside the vector of the whole item.
         concepts: Number of vectors that the parts are gathered to, beside the last hidden layer.
         concept: Width of each.
+        components: Leading principal components of the scaled features, which stand beside them and beside the last
+            hidden layer and are never dropped.
     """
 
     in_dim: int
@@ -47,6 +49,7 @@ class HashHeadConfig:
     pooled: int = 0
     concepts: int = 0
     concept: int = 0
+    components: int = 0
 
     def __post_init__(self) -> None:
         check_n_bits(self.n_bits)
@@ -54,14 +57,21 @@ class HashHeadConfig:
             raise SettingsError(f"features of dimension {self.in_dim} cannot be hashed")
 
     def describe(self) -> dict[str, Any]:
-        """JSON description; what concerns tokens is left out where there are none, as before there were any."""
-        absent = () if self.tokens else ("tokens", "pooled", "concepts", "concept")
+        """JSON description; what a head does not have is left out, as before there was any."""
+        absent = [] if self.tokens else ["tokens", "pooled", "concepts", "concept"]
+        if not self.components:
+            absent.append("components")
         return {key: value for key, value in asdict(self).items() if key not in absent}
 
     def takes(self, shape: tuple[int, ...]) -> bool:
         """Whether features of this shape can be hashed: (n, in_dim), or (n, tokens, in_dim)."""
         tokens = shape[1:-1]
         return len(shape) in (2, 3) and shape[-1] == self.in_dim and (not self.tokens or tokens == (self.tokens,))
+
+
+def is_bag_of_words(features: Tensor) -> bool:
+    """Whether features (n, dim) are non-negative and more than half of them zeros."""
+    return bool((features >= 0).all()) and (features == 0).float().mean().item() > 0.5
 
 
 class FeatureScaling(nn.Module):
@@ -88,7 +98,7 @@ class FeatureScaling(nn.Module):
         """Take the statistics of train features, float (n, dim); of none, it stays as it is."""
         if (n := len(features)) == 0:
             return
-        sparse = bool((features >= 0).all()) and (features == 0).float().mean().item() > 0.5
+        sparse = is_bag_of_words(features)
         if sparse and bool((features == features.round()).all()):
             document_frequency = (features > 0).sum(dim=0)
             self.weight.copy_(torch.log((n + 1) / (document_frequency + 1)))
@@ -109,6 +119,33 @@ class FeatureScaling(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Scaled features, float (..., dim)."""
         return (self._weigh(features) - self.shift) * self.gain
+
+
+class PrincipalComponents(nn.Module):
+    """Features (n, dim) -> their leading principal components (n, n_components), centred, of unit variance on average.
+
+    The axes are a buffer, zero until they are fitted.
+    """
+
+    axes: Tensor
+    offset: Tensor
+
+    def __init__(self, n_components: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("axes", torch.zeros(dim, n_components))
+        self.register_buffer("offset", torch.zeros(n_components))
+
+    def fit(self, features: Tensor) -> None:
+        """Take the axes of train features, float (n, dim), n and dim at least the number of components."""
+        _, _, axes = torch.pca_lowrank(features, self.axes.shape[1])
+        components = features @ axes
+        axes = axes / components.std(dim=0, unbiased=False).square().mean().sqrt().clamp(min=1e-12)
+        self.axes.copy_(axes)
+        self.offset.copy_(features.mean(dim=0) @ axes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Components of features, float (n, dim)."""
+        return features @ self.axes - self.offset
 
 
 class CentroidMemberships(nn.Module):
@@ -141,6 +178,26 @@ class Dropout(nn.Dropout):
         return features * kept.to(features.dtype).div_(1 - self.p)
 
 
+class InputDropout(Dropout):
+    """Dropout of all columns but the last `kept`."""
+
+    def __init__(self, p: float, kept: int) -> None:
+        super().__init__(p)
+        self.kept = kept
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(n, width) -> the same shape."""
+        if not self.kept:
+            return super().forward(features)
+        dropped, kept = features[:, : -self.kept], features[:, -self.kept :]
+        return torch.cat([super().forward(dropped), kept], dim=1)
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """Parts (n, width) side by side; a single one is not copied."""
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
 class HashHead(nn.Module):
     """Features -> code activations (n, n_bits); bit 1 where an activation is >= 0.
 
@@ -152,7 +209,7 @@ class HashHead(nn.Module):
         super().__init__()
         self.config = config
         self.scaling = FeatureScaling(config.in_dim)
-        layers: list[nn.Module] = [Dropout(config.input_dropout)]
+        layers: list[nn.Module] = [InputDropout(config.input_dropout, kept=config.components)]
         width = config.in_dim
         if config.tokens:
             self.token_scaling = FeatureScaling(config.in_dim)
@@ -160,6 +217,9 @@ class HashHead(nn.Module):
         if config.pooled:
             self.pooling = TokenPooling(config.tokens - 1, config.in_dim, config.pooled)
             width += config.pooled
+        if config.components:
+            self.components = PrincipalComponents(config.components, config.in_dim)
+            width += config.components
         if config.centroids:
             layers.append(CentroidMemberships(config.centroids, width))
             width = config.centroids
@@ -172,7 +232,7 @@ class HashHead(nn.Module):
         if config.concepts:
             self.gathering = ConceptGathering(config.tokens - 1, config.in_dim, config.concepts, config.concept)
             width += config.concepts * config.concept
-        self.output = nn.Linear(width, config.n_bits)
+        self.output = nn.Linear(width + config.components, config.n_bits)
         self.layers = nn.Sequential(*layers)
 
     @classmethod
@@ -184,6 +244,7 @@ class HashHead(nn.Module):
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         concept: int = 0,
+        components: int = 0,
     ) -> HashHead:
         """A new head with batch-normalised hidden layers, on the train features' device and with their scaling.
 
@@ -194,7 +255,9 @@ class HashHead(nn.Module):
             dropout: After each.
             input_dropout: On scaled features.
             concept: Where above 0, the parts of token matrices are gathered to K vectors of this width, not pooled.
+            components: Principal components that stand beside bags of words, at most; dense features go without.
         """
+        vectors = item_vectors(features)
         tokens = features.shape[1] if features.ndim == 3 else 0
         head = cls(
             HashHeadConfig(
@@ -208,28 +271,31 @@ class HashHead(nn.Module):
                 pooled=POOLED if tokens and not concept else 0,
                 concepts=n_bits if tokens and concept else 0,
                 concept=concept if tokens else 0,
+                components=min(components, *vectors.shape) if components and is_bag_of_words(vectors) else 0,
             )
         ).to(features.device)
-        head.scaling.fit(item_vectors(features))
+        head.scaling.fit(vectors)
+        if head.config.components:
+            head.components.fit(head.scaling(vectors))
         if tokens:
             parts = features[:, 1:]
             head.token_scaling.fit(parts[is_present(parts)])
         return head
 
     def hidden(self, features: Tensor) -> Tensor:
-        """What the output layer sees: features -> (n, width of the last hidden layer, and of concepts)."""
-        seen = self.scaling(item_vectors(features))
-        if not self.config.tokens:
-            return self._last(seen)
-        parts, present = self._parts(features)
-        if self.config.pooled:
-            seen = torch.cat([seen, self.pooling(parts, present)], dim=1)
-        last = self._last(seen)
-        return torch.cat([last, self.gathering(parts, present)], dim=1) if self.config.concepts else last
-
-    def _last(self, seen: Tensor) -> Tensor:
-        last: Tensor = self.layers(seen)
-        return last
+        """What the output layer sees: features -> (n, width of the last hidden layer, and of what stands beside it)."""
+        whole = self.scaling(item_vectors(features))
+        seen, beside = [whole], []
+        if self.config.tokens:
+            parts, present = self._parts(features)
+            if self.config.pooled:
+                seen.append(self.pooling(parts, present))
+        if self.config.components:
+            beside.append(self.components(whole))
+        last = self.layers(joined(seen + beside))
+        if self.config.concepts:
+            beside.append(self.gathering(parts, present))
+        return joined([last, *beside])
 
     def _parts(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Scaled parts (n, tokens - 1, in_dim), and which of them are there (n, tokens - 1)."""

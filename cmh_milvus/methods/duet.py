@@ -27,6 +27,10 @@ which has unit variance for random codes of any length, so that one temperature 
 While training, each pair is blended with a random other one, x_i <- u x_i + (1 - u) x_j, with u ~ U(1 - blend, 1) and j
 the same in both modalities; the targets stay those of i (mixup's input half: Zhang et al. 2018, arXiv 1710.09412).
 
+Dropout takes whole words from a bag of words, and two bags about one thing may share none. So a head whose features are
+bags of words sees their leading principal components too (latent semantic analysis: Deerwester et al. 1990), beside the
+features and beside the hidden layer, where no dropout touches them.
+
 symbol    variable              shape
 A, B      image_code, text_code (b, K)
 W, P      overlap, alike        (b, b)
@@ -85,6 +89,7 @@ class DuetConfig:
         predict_weight: Weight of the label prediction.
         partner_weight: Weight of the prediction of the other half of the pair.
         partner_dim: Principal components of the other half that are predicted.
+        components: Principal components of a bag of words that the head sees beside it; 0 for none.
         overlap_power: Above 1 the label contrast favours items that share most labels, and NDCG over MAP.
         reach: Cosine of two codes at which the attraction of items with hardly any overlap of labels ends; that of
             items with the same labels does not end.
@@ -107,6 +112,7 @@ class DuetConfig:
     predict_weight: float = 3.0
     partner_weight: float = 2.0
     partner_dim: Count = 128
+    components: int = 128
     overlap_power: Positive = 1.0
     reach: Share = 0.5
     nested: bool = False
@@ -230,17 +236,19 @@ class Duet(Method):
         super().__init__(train, n_bits, config)
 
         def head(features: Tensor) -> HashHead:
-            return HashHead.fitted(features, n_bits, (config.hidden,), config.dropout, config.input_dropout)
+            dropouts = config.dropout, config.input_dropout
+            return HashHead.fitted(features, n_bits, (config.hidden,), *dropouts, components=config.components)
 
         self.image_head, self.text_head = head(train.image), head(train.text)
+        widths = [head.output.in_features for head in (self.image_head, self.text_head)]
         if train.label_matrix is not None:
             n_labels = train.label_matrix.shape[1]
-            self.image_labels, self.text_labels = (nn.Linear(config.hidden, n_labels) for _ in range(2))
+            self.image_labels, self.text_labels = (nn.Linear(w, n_labels) for w in widths)
         image, text = self.image_head.scaling(train.image_vectors), self.text_head.scaling(train.text_vectors)
         self.register_buffer("image_gist", gist(image, config.partner_dim), persistent=False)
         self.register_buffer("text_gist", gist(text, config.partner_dim), persistent=False)
-        self.partner_text = nn.Linear(config.hidden, self.text_gist.shape[1])  # of a picture
-        self.partner_image = nn.Linear(config.hidden, self.image_gist.shape[1])  # of a text
+        self.partner_text = nn.Linear(widths[0], self.text_gist.shape[1])  # of a picture
+        self.partner_image = nn.Linear(widths[1], self.image_gist.shape[1])  # of a text
 
     @classmethod
     def epochs(cls, config: DuetConfig, n: int) -> int:

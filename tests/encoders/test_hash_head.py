@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower
-from cmh_milvus.encoders.hash_head import FeatureScaling, HashHead, HashHeadConfig, relaxed_codes
+from cmh_milvus.encoders.hash_head import (
+    FeatureScaling,
+    HashHead,
+    HashHeadConfig,
+    PrincipalComponents,
+    relaxed_codes,
+)
 from cmh_milvus.encoders.tokens import ConceptGathering
 
 
@@ -50,8 +56,67 @@ def test_encoding_leaves_the_head_in_its_mode():
 def test_layers_of_a_fitted_head():
     head = HashHead.fitted(torch.randn(20, 4), 8, (6, 5), 0.5, 0.2)
     kinds = [type(layer).__name__ for layer in head.layers]
-    assert kinds == ["Dropout", *["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2]
+    assert kinds == ["InputDropout", *["Linear", "BatchNorm1d", "ReLU", "Dropout"] * 2]
     assert [layer.p for layer in head.layers if isinstance(layer, torch.nn.Dropout)] == [0.2, 0.5, 0.5]
+
+
+def words(n, dim):
+    """Counts, nine in ten of them 0."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.poisson(torch.linspace(0.02, 0.3, dim).expand(n, dim), generator)
+
+
+def test_principal_components_are_those_of_the_decomposition():
+    """Against numpy's; a component's sign is free. They are centred and have unit variance on average."""
+    features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 5, 3, 1, 0.1, 0.1])
+    features += 2
+    components = PrincipalComponents(3, 6)
+    components.fit(features)
+    found = components(features).numpy()
+    centred = (features - features.mean(dim=0)).numpy()
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = left[:, :3] * values[:3]
+    expected /= np.sqrt((expected**2).mean())
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-5)
+    assert (found**2).mean() == pytest.approx(1, rel=1e-4)
+
+
+def test_bags_of_words_alone_have_components():
+    dense, bags = torch.randn(30, 12), words(30, 12)
+    for features, asked, given in ((dense, 5, 0), (bags, 5, 5), (bags, 100, 12), (bags[:4], 100, 4), (bags, 0, 0)):
+        head = HashHead.fitted(features, 8, (6,), components=asked)
+        assert head.config.components == given
+        assert ("components" in head.config.describe()) == (given > 0)
+        assert head.layers[1].in_features == 12 + given
+        assert head.output.in_features == 6 + given
+
+
+def test_components_stand_beside_the_features_and_the_hidden_layer_and_are_not_dropped():
+    features = words(30, 12)
+    head = HashHead.fitted(features, 8, (6,), 0.5, 0.5, components=5).train()
+    seen = []
+    head.layers[1].register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    hidden = head.hidden(features)
+    scaled = head.scaling(features)
+    components = head.components(scaled)
+    assert components.std() > 0.5
+    torch.testing.assert_close(seen[0][:, 12:], components)
+    torch.testing.assert_close(hidden[:, 6:], components)
+    zeros = seen[0][:, :12] == 0
+    assert 0.3 < zeros[scaled != 0].float().mean() < 0.7
+    torch.testing.assert_close(seen[0][:, :12][~zeros], 2 * scaled[~zeros])
+
+
+def test_a_head_with_components_is_saved_whole(tmp_path):
+    features = words(30, 12)
+    heads = [HashHead.fitted(features, 8, (6,), components=5) for _ in range(2)]
+    encoder = CrossModalHashEncoder(*(Tower({"name": "x"}, head) for head in heads), device="cpu")
+    encoder.save_pretrained(tmp_path / "encoder")
+    again = CrossModalHashEncoder.from_pretrained(tmp_path / "encoder", device="cpu")
+    assert again.fingerprint == encoder.fingerprint
+    x = features.numpy()
+    np.testing.assert_array_equal(relaxed_codes(again.towers["text"].head, x), relaxed_codes(heads[1], x))
 
 
 def test_parts_are_dropped_as_features_are():

@@ -521,15 +521,20 @@ def test_duet_gist_are_the_scores_of_the_leading_components():
 
 @pytest.mark.parametrize(("n_bits", "nested"), [(8, False), (24, True)])
 @pytest.mark.parametrize("pair_weight", [None, 0.0, 0.3])
-def test_a_duet_step_is_eq_6(n_bits, nested, pair_weight):
-    """`pair_weight` None: without labels."""
+@pytest.mark.parametrize("bags", [False, True])
+def test_a_duet_step_is_eq_6(n_bits, nested, pair_weight, bags):
+    """`pair_weight` None: without labels. Texts are dense, or bags of words with components beside them."""
     weight, off = pair_weight or 0.0, {"dropout": 0, "input_dropout": 0, "blend": 0}
     config = duet.DuetConfig(pair_weight=weight, reach=0.2, hidden=12, nested=nested, partner_dim=100, **off)
     image, text = features(20, 7, 0) - 0.5, features(20, 5, 1)
+    if bags:
+        text *= text > 0.7
+        text[range(20), [row % 5 for row in range(20)]] = 1.0  # no bag is empty
     labels = None if pair_weight is None else (features(20, 3, 2) > 0.5).to(torch.float64)
     torch.manual_seed(0)
     method = duet.Duet(TrainData(image, text, labels), n_bits, config)
     rows = torch.tensor([3, 0, 7, 12, 19, 5])
+    assert (method.text_head.config.components, method.image_head.config.components) == (5 * bags, 0)
     (step,) = method.steps(TrainData(image, text, labels).rows(rows), "joint")
     expected = slow.duet_loss(method, image, text, labels, rows)
     assert_same(torch.stack(list(step.terms.values())).sum(), expected, list(method.parameters()))
