@@ -6,10 +6,11 @@ import importlib.metadata
 import logging
 import os
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -236,7 +237,7 @@ def _check_lite_file(path: Path) -> None:
     # Lite has a lock of its own, but the process that it refuses deletes the lock file on its way out, and the one
     # after that gets in beside the first. So look at the lock before Lite does.
     deadline = time.monotonic() + LITE_LOCK_WAIT
-    while _locked_elsewhere(path):
+    while _locked_elsewhere(path) or _written_elsewhere(path):
         if time.monotonic() > deadline:
             raise StoreError(
                 f"{path} is open in another process: close that one, or use a Milvus server, which many processes "
@@ -257,6 +258,18 @@ def _locked_elsewhere(path: Path) -> bool:
         return True
     except OSError:
         return False
+    return False
+
+
+def _written_elsewhere(path: Path) -> bool:
+    """Whether a write is under way: the child of a killed process ends its last one without Lite's lock."""
+    if str(path) in getattr(_lite_servers(), "_servers", {}):
+        return False
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=0)) as database:
+            database.execute("BEGIN IMMEDIATE")
+    except sqlite3.Error as error:  # what else is wrong with the file, Lite finds out
+        return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
     return False
 
 

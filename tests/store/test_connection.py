@@ -3,11 +3,13 @@
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import grpc
@@ -151,6 +153,22 @@ def test_a_file_belongs_to_one_process_until_it_is_closed(lite_path):
     assert other_process(lite_path) == "opened 1\nopened 1\n"
     with HashCollection.open(str(lite_path), "photos") as again:
         assert again.count() == 1
+
+
+def test_a_write_that_outlives_its_process_is_waited_for(lite_path):
+    """Milvus Lite's child ends the last call of a killed process, and no lock of Lite's says so."""
+    with HashCollection.create(str(lite_path), "photos", Encoder()) as photos:
+        photos.upsert([Row("a", "image", b"ab")])
+    with closing(sqlite3.connect(lite_path)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        assert other_process(lite_path).count("is open in another process") == 2
+    with closing(sqlite3.connect(lite_path, check_same_thread=False)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        end = threading.Timer(0.5, database.rollback)
+        end.start()
+        with HashCollection.open(str(lite_path), "photos") as photos:
+            assert photos.count() == 1
+        end.join()
 
 
 # Connections that break
