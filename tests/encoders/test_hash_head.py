@@ -100,7 +100,8 @@ def test_components_stand_beside_the_features_and_the_hidden_layer_and_are_not_d
     hidden = head.hidden(features)
     scaled = head.scaling(features)
     components = head.components(scaled)
-    assert components.std() > 0.5
+    torch.testing.assert_close(components.mean(dim=0), torch.zeros(5), atol=1e-5, rtol=0)
+    assert components.square().mean() == pytest.approx(1, rel=1e-3)  # of scaled features, as they are fitted
     torch.testing.assert_close(seen[0][:, 12:], components)
     torch.testing.assert_close(hidden[:, 6:], components)
     zeros = seen[0][:, :12] == 0
