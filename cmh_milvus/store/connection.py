@@ -237,7 +237,7 @@ def _check_lite_file(path: Path) -> None:
     # Lite has a lock of its own, but the process that it refuses deletes the lock file on its way out, and the one
     # after that gets in beside the first. So look at the lock before Lite does.
     deadline = time.monotonic() + LITE_LOCK_WAIT
-    while _locked_elsewhere(path) or _written_elsewhere(path):
+    while not _open_here(path) and (_locked(path) or _written(path)):
         if time.monotonic() > deadline:
             raise StoreError(
                 f"{path} is open in another process: close that one, or use a Milvus server, which many processes "
@@ -246,11 +246,15 @@ def _check_lite_file(path: Path) -> None:
         time.sleep(0.1)
 
 
-def _locked_elsewhere(path: Path) -> bool:
+def _open_here(path: Path) -> bool:
+    """Whether this process has it open; to close a second descriptor of the lock would drop the lock."""
+    return str(path) in getattr(_lite_servers(), "_servers", {})
+
+
+def _locked(path: Path) -> bool:
+    """Whether Lite's lock is taken."""
     import fcntl  # not on Windows, where there is no Milvus Lite either
 
-    if str(path) in getattr(_lite_servers(), "_servers", {}):
-        return False  # open in this process; to close a second descriptor would drop this process's lock
     try:
         with (path.parent / f".{path.name}.lock").open("r+") as lock:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -261,10 +265,8 @@ def _locked_elsewhere(path: Path) -> bool:
     return False
 
 
-def _written_elsewhere(path: Path) -> bool:
+def _written(path: Path) -> bool:
     """Whether a write is under way: the child of a killed process ends its last one without Lite's lock."""
-    if str(path) in getattr(_lite_servers(), "_servers", {}):
-        return False
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=0)) as database:
             database.execute("BEGIN IMMEDIATE")
