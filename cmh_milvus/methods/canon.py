@@ -59,6 +59,7 @@ class CanonConfig:
         power: Of the correlations that scale the directions.
         text_share: Weight of the text in the teacher's mean.
         iterations: Of ITQ.
+        components: Principal components of a bag of words that the head sees beside it; 0 for none.
         hidden: Width of each head's hidden layer.
         dropout: On the hidden layer.
         input_dropout: On the scaled features.
@@ -73,6 +74,7 @@ class CanonConfig:
     power: float = 2.0
     text_share: Share = 0.6
     iterations: Count = 30
+    components: int = 128
     hidden: Count = 2048
     dropout: Share = 0.5
     input_dropout: Share = 0.2
@@ -123,9 +125,12 @@ class Canon(Method):
 
     def __init__(self, train: TrainData, n_bits: int, config: CanonConfig) -> None:
         super().__init__(train, n_bits, config)
-        shape = (config.hidden,), config.dropout, config.input_dropout
-        self.image_head = HashHead.fitted(train.image, n_bits, *shape)
-        self.text_head = HashHead.fitted(train.text, n_bits, *shape)
+
+        def head(features: Tensor) -> HashHead:
+            dropouts = config.dropout, config.input_dropout
+            return HashHead.fitted(features, n_bits, (config.hidden,), *dropouts, components=config.components)
+
+        self.image_head, self.text_head = head(train.image), head(train.text)
         shared = shared_rows(
             self.image_head.scaling(train.image_vectors), self.text_head.scaling(train.text_vectors), config
         )

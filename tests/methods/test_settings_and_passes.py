@@ -186,6 +186,15 @@ def test_canon_teaches_each_row_its_own_code_after_quantisation():
     assert lost(method.target_codes) < min(chance)
 
 
+@pytest.mark.parametrize(("asked", "beside_text"), [(3, 3), (0, 0), (128, 6)])
+def test_canon_sees_components_beside_bags_of_words_alone(asked, beside_text):
+    """Pictures are dense here; there are no more components than columns."""
+    data = pairs(labels=False)
+    bags = torch.eye(6)[torch.arange(len(data.text)) % 6]
+    method = made("canon", dataclasses.replace(data, text=bags), components=asked)
+    assert (method.image_head.config.components, method.text_head.config.components) == (0, beside_text)
+
+
 # Buffers: what a step leaves behind
 
 
