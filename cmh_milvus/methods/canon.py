@@ -18,7 +18,7 @@ h_x, h_y   activations           (b, K)
 
 A large ridge and the square of rho keep what both sides agree on and drop what either says alone; the weights were
 chosen on validation rows. K bits of K' < K directions come of a rotation with K columns; where K < K', only the K
-strongest columns of z are turned.
+strongest columns of z are turned. Heads see principal components beside bags of words, as DUET's do (see duet.py).
 
 Departures: none from a paper; the method is made of the published parts named above.
 """
