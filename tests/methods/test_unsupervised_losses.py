@@ -440,8 +440,8 @@ def test_lcmh_codes_of_rows_that_are_alike_do_not_depend_on_the_batch():
     torch.manual_seed(0)
     shared = torch.randn(300, 6)
     image, text = shared @ torch.randn(6, 12), (shared @ torch.randn(6, 10)).clamp(min=0)
-    text[:70] = 0
-    image[100:150], text[100:150] = image[150:200], text[150:200]
+    text[:140] = 0
+    image[200:250], text[200:250] = image[250:], text[250:]
     data = lcmh.TrainData(image, text, None)
     method = lcmh.LCMH(data, 16, lcmh.LcmhConfig(clusters=250))
     method.fit(data, torch.Generator().manual_seed(0))
