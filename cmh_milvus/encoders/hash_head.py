@@ -162,7 +162,8 @@ class CentroidMemberships(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Memberships of features, float (n, dim)."""
-        squared = torch.cdist(features, self.centroids).square()
+        # By matrix products, the distance of a row that is a centroid would be rounding, another one in each batch.
+        squared = torch.cdist(features, self.centroids, compute_mode="donot_use_mm_for_euclid_dist").square()
         closeness = 1 / squared.clamp(min=1e-6)
         return closeness / closeness.sum(dim=1, keepdim=True)
 

@@ -7,7 +7,8 @@ No code of the authors is public. This module follows the paper's abstract; what
 2. The descriptions of both modalities are brought into one space in which a pair's two codes agree:
        max tr(W_1^T P_1^T P_2 W_2)  subject to  W_m^T (P_m^T P_m + r I) W_m = I                          (*)  (2)
    with P_m centred, that is canonical correlation analysis on k dimensions.
-3. A bit is the side of the median of its direction on the train rows:  b = [ p W_m >= median ]          (*)  (3)
+3. A bit is the side of the median of its direction on the train rows, those that are alike counted once:
+       b = [ p W_m >= median ]                                                                           (*)  (3)
 
 symbol    variable                   shape
 x         scaled features            (n, d)
@@ -37,7 +38,8 @@ class LcmhConfig:
     """Settings.
 
     Attributes:
-        clusters: k in each modality; no fewer than K directions come of it, and no more than there are pairs.
+        clusters: k in each modality; more than K, since k centred memberships span k - 1 directions, and no more than
+            there are pairs.
         ridge: r, relative to the mean variance of a membership.
         iterations: Of k-means.
     """
@@ -70,7 +72,7 @@ def threshold(values: Tensor) -> Tensor:
     """Eq. 3's median, between two rows: on one of them, rounding would choose that row's bit.
 
     Args:
-        values: (n, K), n at least 2.
+        values: Of rows that differ, (n, K), n at least 1.
 
     Returns:
         (K,), the mean of row number n / 2 in order, rounded up, and the next.
@@ -97,10 +99,10 @@ class LCMH(Method):
 
     def __init__(self, train: TrainData, n_bits: int, config: LcmhConfig) -> None:
         super().__init__(train, n_bits, config)
-        clusters = min(max(config.clusters, n_bits), len(train))
-        if clusters < n_bits:
+        clusters = min(max(config.clusters, n_bits + 1), len(train))
+        if clusters <= n_bits:
             raise DataError(
-                f"lcmh makes {n_bits} bits of as many clusters, and there are {len(train)} train pairs: "
+                f"lcmh makes {n_bits} bits of {n_bits + 1} clusters or more, and there are {len(train)} train pairs: "
                 "give more pairs or fewer bits"
             )
         self.image_head = HashHead(HashHeadConfig(train.image.shape[1], n_bits, centroids=clusters))
@@ -123,4 +125,4 @@ class LCMH(Method):
             # Memberships are small numbers: directions of unit variance keep float32 codes exact.
             direction = w / (p @ w).std(dim=0).clamp(min=1e-12)
             head.output.weight.copy_(direction.T)
-            head.output.bias.copy_(-threshold(p @ direction))
+            head.output.bias.copy_(-threshold(p.unique(dim=0) @ direction))

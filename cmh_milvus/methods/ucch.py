@@ -21,7 +21,8 @@ it is used.
 
 Departures:
 - The m negatives are drawn once for a batch instead of once for each of its rows: a matrix product replaces the gather
-  of b x m x K numbers. The batch's own pairs stand among the negatives of the others.
+  of b x m x K numbers. The batch's own pairs stand among the negatives of the others; a pair that is drawn is none of
+  its own.
 - Narrower nets, for features, with batch normalisation. No early stopping by labels, which the authors' code has (it
   picks the epoch by the MAP of database rows).
 - AdamW and one cycle instead of Adam at 1e-4 and a clipped gradient; a strong decay, so that pairs are not learned by

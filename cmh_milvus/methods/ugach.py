@@ -114,7 +114,7 @@ def squared_distances(h: Tensor, others: Tensor) -> Tensor:
 
 
 def candidate_log_probability(distances: Tensor, is_positive: Tensor) -> Tensor:
-    """Eq. 2: (b, m) distances and bool (b, m) -> (b, m); a query's positives have probability 0."""
+    """Eq. 2: (b, m) distances and bool (b, m) -> (b, m); positives have probability 0, unless all are."""
     return F.log_softmax((-distances).masked_fill(is_positive, -1e9), dim=1)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cmh_milvus.errors import DataError
 from cmh_milvus.methods import canon, cirh, cmfh, dgcpn, duet, lcmh, ucch, ugach
 from cmh_milvus.methods.base import TrainData, binarized, label_similarity, nearest_rows
 from tests.reference import methods_unsupervised as slow
@@ -431,6 +432,36 @@ def test_lcmh_bits_are_balanced_and_decided_on_the_train_rows(n):
             activations = head.eval()(x)
         assert torch.all(((activations >= 0).float().mean(dim=0) - 0.5).abs() <= 0.5 / n + 1e-6)
         assert activations.abs().min() > 1e-5
+
+
+def test_lcmh_codes_of_rows_that_are_alike_do_not_depend_on_the_batch():
+    """Texts without words, pairs that occur twice, rows that are a centroid: alone each has the code it has in a batch."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    shared = torch.randn(300, 6)
+    image, text = shared @ torch.randn(6, 12), (shared @ torch.randn(6, 10)).clamp(min=0)
+    text[:140] = 0
+    image[200:250], text[200:250] = image[250:], text[250:]
+    data = lcmh.TrainData(image, text, None)
+    method = lcmh.LCMH(data, 16, lcmh.LcmhConfig(clusters=250))
+    method.fit(data, torch.Generator().manual_seed(0))
+    for head, x in ((method.image_head, image), (method.text_head, text)):
+        with torch.no_grad():
+            together = head.eval()(x)
+            alone = torch.cat([head(row[None]) for row in x])
+        assert torch.equal(together >= 0, alone >= 0)
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
+def test_lcmh_needs_more_clusters_than_bits():
+    """The centred memberships of k clusters span k - 1 directions."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    image, text = torch.randn(17, 5), torch.randn(17, 5)
+    method = lcmh.LCMH(lcmh.TrainData(image, text, None), 16, lcmh.LcmhConfig(clusters=8))
+    assert method.image_head.config.centroids == 17
+    with pytest.raises(DataError, match="16 bits of 17 clusters or more, and there are 16 train pairs"):
+        lcmh.LCMH(lcmh.TrainData(image[1:], text[1:], None), 16, lcmh.LcmhConfig())
 
 
 # CMFH
