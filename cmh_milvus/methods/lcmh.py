@@ -125,4 +125,4 @@ class LCMH(Method):
             # Memberships are small numbers: directions of unit variance keep float32 codes exact.
             direction = w / (p @ w).std(dim=0).clamp(min=1e-12)
             head.output.weight.copy_(direction.T)
-            head.output.bias.copy_(-threshold(p.unique(dim=0) @ direction))
+            head.output.bias.copy_(-threshold(torch.unique(p, dim=0) @ direction))

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +28,9 @@ LITE_LOCK_WAIT = 5.0  # seconds; Milvus Lite's child outlives a killed process b
 KEEPALIVE_MS = 300_000  # pymilvus's 10 s is more than a Milvus allows: it breaks connections that wait on an encoder
 
 LITE_PIN = "milvus-lite==2.5.2rc1"
+_starting = threading.Lock()  # of starting and ending Milvus Lite's processes: this process has one for a file
+_owned: dict[Path, int] = {}  # descriptors of the locks on the files that are open here
+
 _T = TypeVar("_T")
 _SERVER_SCHEMES = ("http://", "https://", "tcp://", "unix:")
 _LITE_NAME = re.compile(r"[A-Za-z0-9._-]{1,36}")  # Lite's own rule, which it states in a RuntimeError
@@ -114,33 +117,36 @@ class Connection:
         client.close()
         if self.lite_file is None:
             return
-        # MilvusClient never ends Lite's process, nor starts another one when it is dead.
-        servers = _lite_servers()
-        server = getattr(servers, "_servers", {}).get(str(self.lite_file))
-        connections = client._manager.get_stats()["connections"]
-        shared = any(other["address"] == address and other["client_count"] for other in connections)
-        if getattr(server, "uds_path", None) == address and (broken or not shared):  # Lite 3 has no such process
-            servers.release_server(str(self.lite_file))
+        with _starting:
+            connections = client._manager.get_stats()["connections"]
+            shared = any(other["address"] == address and other["client_count"] for other in connections)
+            server = _lite_server(self.lite_file)
+            if server is not None and server.uds_path == address and (broken or not shared):
+                _end_lite_server(self.lite_file)
 
     def _connected(self) -> MilvusClient:
         """The client; a new one where there is none."""
         with self._lock:
-            if self._client is not None:
-                return self._client
-            if self.lite_file is not None:
-                _check_lite_file(self.lite_file)
-            with milvus_errors(self.uri, "connect"):
-                # A connection of its own: pymilvus keeps a broken shared one in its registry.
-                client = MilvusClient(
-                    self._target,
-                    token=self._token,
-                    timeout=CONNECT_TIMEOUT,
-                    dedicated=True,
-                    grpc_options={"grpc.keepalive_time_ms": KEEPALIVE_MS},
-                )
-                raw_search.tap(client)
-            self._client = client
-            return client
+            if self._client is None:
+                if self.lite_file is None:
+                    self._client = self._new_client()
+                else:
+                    with _starting, _lite_file_for_us(self.lite_file):
+                        self._client = self._new_client()
+            return self._client
+
+    def _new_client(self) -> MilvusClient:
+        with milvus_errors(self.uri, "connect"):
+            # A connection of its own: pymilvus keeps a broken shared one in its registry.
+            client = MilvusClient(
+                self._target,
+                token=self._token,
+                timeout=CONNECT_TIMEOUT,
+                dedicated=True,
+                grpc_options={"grpc.keepalive_time_ms": KEEPALIVE_MS},
+            )
+            raw_search.tap(client)
+        return client
 
 
 def lite_file(uri: str | Path) -> Path | None:
@@ -234,26 +240,77 @@ def _check_lite_file(path: Path) -> None:
         raise StoreError(
             f"{path} is a folder, maybe a Milvus Lite 3 database, which has no BINARY_VECTOR fields: give another name"
         )
-    # Lite has a lock of its own, but the process that it refuses deletes the lock file on its way out, and the one
-    # after that gets in beside the first. So look at the lock before Lite does.
+
+
+@contextmanager
+def _lite_file_for_us(path: Path) -> Iterator[None]:
+    """Refuse other processes while a server of the file runs here, from before it is started until it has ended."""
+    _check_lite_file(path)
+    server = _lite_server(path)
+    if server is not None and server._p.poll() is not None:  # it died before a client could notice
+        _end_lite_server(path)
+        server = None
+    if server is None:
+        with milvus_errors(str(path), "connect"):
+            _owned[path] = _owner_lock(path)
+    try:
+        yield
+    finally:
+        if _lite_server(path) is None:  # it could not be started
+            _give_up(path)
+
+
+def _owner_lock(path: Path) -> int:
+    """The locked descriptor of a file beside `path`, once no other process has the database open.
+
+    Lite has a lock of its own, but it deletes the lock's file whenever a server ends, even one that was refused, and
+    who has opened that file just before gets in beside the next one. So this lock's file stays, and Lite's lock is
+    looked at for the sake of programs that open the database by themselves.
+    """
+    import fcntl  # not on Windows, where there is no Milvus Lite either
+
     deadline = time.monotonic() + LITE_LOCK_WAIT
-    while not _open_here(path) and (_locked(path) or _written(path)):
-        if time.monotonic() > deadline:
-            raise StoreError(
-                f"{path} is open in another process: close that one, or use a Milvus server, which many processes "
-                "may share"
-            )
-        time.sleep(0.1)
+    descriptor = os.open(path.with_name(f".{path.name}.owner"), os.O_RDONLY | os.O_CREAT, 0o666)
+    try:
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not _locked(path) and not _written(path):
+                    return descriptor
+            if time.monotonic() > deadline:
+                raise StoreError(
+                    f"{path} is open in another process: close that one, or use a Milvus server, which many processes "
+                    "may share"
+                )
+            time.sleep(0.1)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
-def _open_here(path: Path) -> bool:
-    """Whether this process has it open; to close a second descriptor of the lock would drop the lock."""
-    return str(path) in getattr(_lite_servers(), "_servers", {})
+def _give_up(path: Path) -> None:
+    descriptor = _owned.pop(path, None)
+    if descriptor is not None:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing it is not enough where a forked process has it too
+        os.close(descriptor)
+
+
+def _lite_server(path: Path) -> Any:
+    """The running server of this process for the file, if any; Lite 3 has none of that kind."""
+    return getattr(_lite_servers(), "_servers", {}).get(str(path))
+
+
+def _end_lite_server(path: Path) -> None:
+    """MilvusClient never ends Lite's process, nor starts another one when it is dead."""
+    _lite_servers().release_server(str(path))
+    _give_up(path)
 
 
 def _locked(path: Path) -> bool:
-    """Whether Lite's lock is taken."""
-    import fcntl  # not on Windows, where there is no Milvus Lite either
+    """Whether Lite's lock is taken; not to be asked of a file that is open here, as the lock would be lost."""
+    import fcntl
 
     try:
         with (path.parent / f".{path.name}.lock").open("r+") as lock:

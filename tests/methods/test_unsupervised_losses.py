@@ -435,7 +435,7 @@ def test_lcmh_bits_are_balanced_and_decided_on_the_train_rows(n):
 
 
 def test_lcmh_codes_of_rows_that_are_alike_do_not_depend_on_the_batch():
-    """Texts without words, pairs that occur twice, rows that are a centroid: alone each has the code it has in a batch."""
+    """Texts without words, pairs that occur twice, rows that are a centroid: a row alone has the code of the batch."""
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     shared = torch.randn(300, 6)

@@ -171,7 +171,59 @@ def test_a_write_that_outlives_its_process_is_waited_for(lite_path):
         end.join()
 
 
+IN_TURNS = """
+import sys, time
+from cmh_milvus.errors import StoreError
+from cmh_milvus.store import HashCollection, Row
+acknowledged, end = 0, time.monotonic() + 6
+while time.monotonic() < end:
+    try:
+        with HashCollection.open(sys.argv[1], "photos") as photos:
+            assert photos.count() >= acknowledged, "opened beside another process"
+            photos.upsert([Row(f"{sys.argv[2]}{acknowledged}", "image", b"ab")])
+            acknowledged += 1
+    except StoreError as error:
+        assert "open in another process" in str(error), error
+print(acknowledged)
+"""
+
+
+def test_processes_that_open_a_file_in_turns_lose_nothing(lite_path):
+    """By Milvus Lite's own lock alone they sometimes have it open at once, and see an empty database."""
+    HashCollection.create(lite_path, "photos", Encoder()).close()
+    commands = [[sys.executable, "-c", IN_TURNS, str(lite_path), name] for name in "abc"]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    acknowledged = [int(process.communicate(timeout=60)[0]) for process in processes]
+    with HashCollection.open(lite_path, "photos") as photos:
+        assert photos.count() == sum(acknowledged) > 0
+
+
+def test_threads_open_and_close_a_file_at_once(lite_path):
+    HashCollection.create(lite_path, "photos", Encoder()).close()
+    barrier = threading.Barrier(3)
+
+    def opened(_):
+        for _ in range(3):
+            barrier.wait(timeout=30)
+            with HashCollection.open(lite_path, "photos") as photos:
+                assert photos.count() == 0
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(opened, range(3)))
+
+
 # Connections that break
+
+
+def test_milvus_lite_that_died_before_it_was_asked(lite_path):
+    from milvus_lite.server_manager import server_manager_instance
+
+    HashCollection.create(lite_path, "photos", Encoder()).close()
+    assert server_manager_instance.start_and_get_uri(str(lite_path))
+    lite_process(lite_path).kill()
+    lite_process(lite_path).wait()
+    with HashCollection.open(lite_path, "photos") as photos:
+        assert photos.count() == 0
 
 
 def test_milvus_lite_killed(lite_path):
