@@ -61,22 +61,37 @@ def projected(rows: Tensor, directions: Tensor) -> Tensor:
     return result
 
 
+def inverse_root(rows: Tensor, ridge: float) -> Tensor:
+    """A root of (C + r I)^-1, C the covariance of centred rows, on the space that they span.
+
+    Args:
+        rows: (n, d), centred.
+        ridge: r, relative to the mean variance of a column.
+
+    Returns:
+        float64 (d, min(n, d)): R with R R^T that inverse; symmetric where n >= d. Where n < d it is found from the
+        (n, n) products of rows, as d^3 is much for many columns.
+    """
+    n, d = rows.shape
+    if n >= d:
+        variance, axes = torch.linalg.eigh(cross_products(rows, rows) / n)
+        symmetric: Tensor = axes * (variance.clamp(min=0) + ridge * variance.mean()).rsqrt() @ axes.T
+        return symmetric
+    variance, left = torch.linalg.eigh(cross_products(rows.T, rows.T) / n)
+    axes = projected(rows.T, left / (n * variance).clamp(min=1e-12 * n * variance[-1]).sqrt())
+    return axes * (variance.clamp(min=0) + ridge * variance.sum() / d).rsqrt()
+
+
 def canonical_directions(
     image: Tensor, text: Tensor, k: int, ridge: float, power: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Step 1 and 2: centred (n, d_x), (n, d_y) -> float64 (d_x, k), (d_y, k), scaled by correlation^power."""
-    n = len(image)
+    """Step 1 and 2: centred (n, d_x), (n, d_y) -> float64 (d_x, k), (d_y, k), scaled by correlation^power.
 
-    def inverse_root(features: Tensor) -> Tensor:
-        covariance = cross_products(features, features) / n
-        variance, axes = torch.linalg.eigh(covariance)
-        floor = ridge * variance.mean()
-        root: Tensor = axes * (variance.clamp(min=0) + floor).rsqrt() @ axes.T
-        return root
-
-    image_root, text_root = inverse_root(image), inverse_root(text)
+    There are min(n, d_x, d_y) directions at most.
+    """
+    image_root, text_root = inverse_root(image, ridge), inverse_root(text, ridge)
     u, correlation, vt = torch.linalg.svd(
-        image_root @ (cross_products(image, text) / n) @ text_root, full_matrices=False
+        image_root.T @ (cross_products(image, text) / len(image)) @ text_root, full_matrices=False
     )
     scale = correlation[:k] ** power
     return image_root @ u[:, :k] * scale, text_root @ vt[:k].T * scale

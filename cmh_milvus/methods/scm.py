@@ -32,7 +32,7 @@ from torch import Tensor
 
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
 from cmh_milvus.methods.base import Citation, Count, Method, Positive, TrainData, binarized
-from cmh_milvus.methods.cca_itq import cross_products
+from cmh_milvus.methods.cca_itq import inverse_root
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,6 @@ class ScmConfig:
     ridge: Positive = 1.0
     batch_size: Count = 1
     epochs: Count = 1
-
-
-def inverse_root(features: Tensor, ridge: float) -> Tensor:
-    """(Cxx + r I)^-1/2 of centred features (n, d) -> float64 (d, d)."""
-    variance, axes = torch.linalg.eigh(cross_products(features, features) / len(features))
-    root: Tensor = axes * (variance.clamp(min=0) + ridge * variance.mean()).rsqrt() @ axes.T
-    return root
 
 
 def similarity_factors(features: Tensor, labels: Tensor) -> Tensor:

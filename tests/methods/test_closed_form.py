@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cmh_milvus.encoders.hash_head import FeatureScaling
-from cmh_milvus.methods import cca_itq
+from cmh_milvus.methods import cca_itq, get_method, make_config
 from cmh_milvus.methods.base import TrainData
 from cmh_milvus.methods.cca_itq import CcaItq, canonical_directions, cross_products, itq_rotation, projected
 from cmh_milvus.methods.cmfh import CMFH
@@ -38,6 +38,44 @@ def test_canonical_directions_have_the_canonical_correlations(paired):
     assert np.allclose(found, expected, atol=1e-6)
     covariance = z_image.T @ z_image / len(image)
     assert torch.allclose(covariance, torch.diag(torch.tensor(expected**2)), atol=1e-6), "scaled by correlation"
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 3.0])
+def test_canonical_directions_of_more_columns_than_rows(ridge):
+    """Against numpy's square roots of whole covariances; a direction's sign is free, and there are n at most."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(15, 4))
+    image = shared @ rng.normal(size=(4, 40)) + rng.normal(size=(15, 40))
+    text = shared @ rng.normal(size=(4, 9)) + rng.normal(size=(15, 9))
+    image[7] = image[3]  # a rank below n
+    views = [view - view.mean(axis=0) for view in (image, text)]
+    roots = []
+    for view in views:
+        covariance = view.T @ view / 15
+        values, axes = np.linalg.eigh(covariance + ridge * np.trace(covariance) / len(covariance) * np.eye(view.shape[1]))
+        roots.append(axes / np.sqrt(values) @ axes.T)
+    u, correlation, vt = np.linalg.svd(roots[0] @ views[0].T @ views[1] / 15 @ roots[1])
+    expected = roots[0] @ u[:, :5] * correlation[:5], roots[1] @ vt[:5].T * correlation[:5]
+    found = canonical_directions(torch.tensor(views[0]), torch.tensor(views[1]), 5, ridge)
+    for w, reference in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.abs(w.numpy()), np.abs(reference), rtol=1e-6, atol=1e-9)
+    most = canonical_directions(torch.tensor(views[0]), torch.tensor(views[0]), 30, ridge)
+    assert [w.shape for w in most] == 2 * [(40, 15)]
+
+
+@pytest.mark.parametrize("name", ["cca_itq", "canon", "scm"])
+def test_bags_of_many_words(name):
+    """Covariances of 6,000 columns would take minutes."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    text = (torch.rand(50, 6000) > 0.99).float()
+    data = TrainData(torch.randn(50, 20), text, (torch.rand(50, 3) > 0.5).float())
+    method_class = get_method(name)
+    method = method_class(data, 64, make_config(method_class, {"hidden": 8} if name == "canon" else {}))
+    if method_class.closed_form:
+        method.fit(data, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.isfinite(method.eval().text_head(text)).all()
 
 
 def test_products_by_blocks_are_the_products_in_double_precision(paired, monkeypatch):

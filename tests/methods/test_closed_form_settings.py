@@ -68,9 +68,9 @@ def test_cmfh_ridge_is_relative_to_the_columns(monkeypatch):
         assert ridge == pytest.approx(0.5 * x.square().sum(dim=0).mean().item())
 
 
-def test_lcmh_has_a_cluster_a_bit_at_least():
+def test_lcmh_has_more_clusters_than_bits():
     data = pairs()
-    for clusters, expected in ((3, 8), (20, 20), (5000, 200)):
+    for clusters, expected in ((3, 9), (20, 20), (5000, 200)):
         method = LCMH(data, 8, LcmhConfig(clusters=clusters))
         assert method.image_head.config.centroids == method.text_head.config.centroids == expected
 

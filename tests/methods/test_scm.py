@@ -5,6 +5,7 @@ import torch
 
 from cmh_milvus.methods import scm
 from cmh_milvus.methods.base import TrainData
+from cmh_milvus.methods.cca_itq import inverse_root
 from tests.reference import methods_supervised as reference
 
 
@@ -17,7 +18,7 @@ def case():
 
 def test_inverse_root(case):
     features = case[0]
-    root = scm.inverse_root(features, 0.5)
+    root = inverse_root(features, 0.5)
     covariance = features.T @ features / 30
     ridge = 0.5 * covariance.trace() / 6
     torch.testing.assert_close(root @ (covariance + ridge * torch.eye(6)) @ root, torch.eye(6, dtype=torch.float64))
