@@ -47,7 +47,8 @@ CHECKPOINT_SECONDS = 15.0  # between two checkpoints, beside those at the looks 
 MIN_VALIDATION = 4  # fewer validation rows choose nothing
 SCORE_NOISE = 0.01  # scores of epochs this close are equal, with a few hundred validation rows; the later epoch wins
 TRIAL_SHARE = 1 / 3  # of the epochs; each of several settings is tried that long
-COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows is reported
+COLLAPSED_SHARE = 0.5  # fewer distinct codes than this share of distinct feature rows are reported
+COLLAPSE_ROWS = 2_000  # of the rows learned from, at most, whose codes are looked at for that
 
 Progress = Callable[[int, int, str], None]
 """Called after each epoch with (epochs done, epochs in all, a line on the state)."""
@@ -138,9 +139,15 @@ def train(
         check_tunable(method_class)
     run = _Run(data, settings, method_class, config, tuning, checkpoint, progress)
     heads = run.fit_closed_form() if method_class.closed_form else run.fit_epochs()
+    distinct = run.distinct(*heads)
+    for modality, share in distinct.items():
+        if share < COLLAPSED_SHARE:
+            logger.warning(
+                "the codes have collapsed: there are %.2g distinct codes for 100 different %ss", 100 * share, modality
+            )
     for head in heads:
         head.to("cpu").eval()
-    return Trained(*heads, run.record(), {} if tuning is None else tuning.tuned())
+    return Trained(*heads, run.record() | {"distinct": distinct}, {} if tuning is None else tuning.tuned())
 
 
 def _check(data: PairedFeatures, method_class: type[Method]) -> None:
@@ -414,6 +421,19 @@ class _Run:
                 scores.append(metrics.mean_over_queries(metrics.ndcg_at_k(table, 10)))
         return result | {"score": float(np.mean(scores))}
 
+    def distinct(self, image_head: HashHead, text_head: HashHead) -> dict[Modality, float]:
+        """Distinct codes of the rows learned from, divided by distinct feature rows; of `COLLAPSE_ROWS` at most."""
+        rows = np.random.default_rng(0).permutation(
+            np.concatenate([self.data.split.train, self.data.split.validation])
+        )[:COLLAPSE_ROWS]
+
+        def share(modality: Modality, head: HashHead) -> float:
+            features = (self.data.image if modality == "image" else self.data.text)[rows]
+            codes = self._codes(modality, head, rows)
+            return len(np.unique(codes, axis=0)) / len({row.tobytes() for row in features})
+
+        return {"image": share("image", image_head), "text": share("text", text_head)}
+
     def _codes(self, modality: Modality, head: HashHead, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         features = None if self.tuning is None else self.tuning.encode(modality, rows)
         if features is None:
@@ -506,11 +526,6 @@ class _Run:
 
     def record(self) -> dict[str, Any]:
         """The training record, ready for JSON."""
-        if self.history and self.history[-1].get("distinct", 1.0) < COLLAPSED_SHARE:
-            logger.warning(
-                "the codes have collapsed: there are %.0f distinct codes for 100 pictures",
-                100 * self.history[-1]["distinct"],
-            )
         return {
             "method": self.method_class.name,
             "supervision": self.method_class.supervision,

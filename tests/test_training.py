@@ -399,19 +399,37 @@ def test_patience_stops_early(data, monkeypatch):
     assert trained.record["chosen_epoch"] == 1
 
 
-def test_collapse_is_reported(data, caplog, monkeypatch):
-    """Heads whose outputs are all alike: the trainer looks at the codes, and says so."""
+@pytest.mark.parametrize("refit", [False, True])
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_collapse_is_reported(modality, refit, data, caplog, monkeypatch):
+    """A head whose outputs are all alike, with validation rows or after them: the trainer says so."""
+    epochs = []
 
     def collapse(method, epoch):
-        with torch.no_grad():
-            method.image_head.output.weight.zero_()
-            method.image_head.output.bias.fill_(1.0)
+        epochs.append(epoch)
+        if not refit or len(epochs) > 2:  # of the refit alone
+            head = getattr(method, f"{modality}_head")
+            with torch.no_grad():
+                head.output.weight.zero_()
+                head.output.bias.fill_(1.0)
 
     monkeypatch.setattr(Duet, "end_epoch", collapse)
+    given = {"epochs": 2, "pair_weight": 0.1}
     with caplog.at_level(logging.WARNING):
-        trained = train(data, settings())
-    assert "collapsed" in caplog.text
-    assert trained.record["history"][-1]["distinct"] < 0.01
+        trained = train(data, settings(n_bits=64, refit=refit, method_settings=given))
+    (warning,) = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
+    assert f"distinct codes for 100 different {modality}s" in warning
+    assert trained.record["distinct"][modality] < 0.02
+
+
+def test_collapse_of_a_closed_form_is_reported(data, caplog):
+    one_word = dataclasses.replace(data, text=(data.text[:, :1] > np.median(data.text[:, 0])).astype(np.float32))
+    noisy = one_word.text + np.arange(len(data.text), dtype=np.float32)[:, None] * 1e-3
+    for text, said in ((one_word.text, False), (noisy, True)):  # two codes of two texts are no collapse
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            train(dataclasses.replace(data, text=text), settings(method="cca_itq", method_settings={}))
+        assert ("different texts" in caplog.text) == said
 
 
 def test_healthy_codes_are_not_reported(data, caplog):

@@ -170,6 +170,8 @@ def test_heads_come_back_at_rest_and_refits_are_not_validated(random_data, monke
 def test_collapse_is_reported_below_half(random_data, caplog, monkeypatch):
     for distinct, said in ((0.49, True), (0.51, False)):
         caplog.clear()
-        monkeypatch.setattr(training._Run, "_validate", lambda run, method, d=distinct: {"score": 0.5, "distinct": d})
-        train(random_data, settings())
-        assert ("collapsed" in caplog.text) == said
+        shares = {"image": 1.0, "text": distinct}
+        monkeypatch.setattr(training._Run, "distinct", lambda run, *heads, found=shares: found)
+        trained = train(random_data, settings())
+        assert trained.record["distinct"] == shares
+        assert ("there are 49 distinct codes for 100 different texts" in caplog.text) == said

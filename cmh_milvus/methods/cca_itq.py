@@ -75,11 +75,12 @@ def inverse_root(rows: Tensor, ridge: float) -> Tensor:
     n, d = rows.shape
     if n >= d:
         variance, axes = torch.linalg.eigh(cross_products(rows, rows) / n)
-        symmetric: Tensor = axes * (variance.clamp(min=0) + ridge * variance.mean()).rsqrt() @ axes.T
-        return symmetric
-    variance, left = torch.linalg.eigh(cross_products(rows.T, rows.T) / n)
-    axes = projected(rows.T, left / (n * variance).clamp(min=1e-12 * n * variance[-1]).sqrt())
-    return axes * (variance.clamp(min=0) + ridge * variance.sum() / d).rsqrt()
+        root: Tensor = axes * (variance.clamp(min=0) + ridge * variance.mean()).rsqrt() @ axes.T
+    else:
+        variance, left = torch.linalg.eigh(cross_products(rows.T, rows.T) / n)
+        axes = projected(rows.T, left / (n * variance).clamp(min=1e-12 * n * variance[-1]).sqrt())
+        root = axes * (variance.clamp(min=0) + ridge * variance.sum() / d).rsqrt()
+    return root
 
 
 def canonical_directions(

@@ -52,7 +52,9 @@ def test_canonical_directions_of_more_columns_than_rows(ridge):
     roots = []
     for view in views:
         covariance = view.T @ view / 15
-        values, axes = np.linalg.eigh(covariance + ridge * np.trace(covariance) / len(covariance) * np.eye(view.shape[1]))
+        values, axes = np.linalg.eigh(
+            covariance + ridge * np.trace(covariance) / len(covariance) * np.eye(view.shape[1])
+        )
         roots.append(axes / np.sqrt(values) @ axes.T)
     u, correlation, vt = np.linalg.svd(roots[0] @ views[0].T @ views[1] / 15 @ roots[1])
     expected = roots[0] @ u[:, :5] * correlation[:5], roots[1] @ vt[:5].T * correlation[:5]
