@@ -48,6 +48,8 @@ from cmh_milvus.methods.base import (
 )
 from cmh_milvus.methods.cca_itq import canonical_directions, itq_rotation, projected
 
+SHOWN, FEWEST, MOST = 180_000, 12, 40  # pairs that training shows, and the bounds of its epochs
+
 
 @dataclass(frozen=True)
 class CanonConfig:
@@ -66,7 +68,7 @@ class CanonConfig:
         learning_rate: Peak of the one-cycle schedule.
         weight_decay: Of AdamW.
         batch_size: Pairs a batch.
-        epochs: Passes over the train rows.
+        epochs: Passes over the train rows; 0 for as many as show 180,000 pairs, at least 12 and at most 40.
     """
 
     directions: Count = 32
@@ -81,7 +83,7 @@ class CanonConfig:
     learning_rate: Positive = 1e-3
     weight_decay: float = 0.01
     batch_size: Count = 256
-    epochs: Count = 12
+    epochs: int = 0
 
 
 def shared_rows(image: Tensor, text: Tensor, config: CanonConfig) -> Tensor:
@@ -136,6 +138,11 @@ class Canon(Method):
         )
         codes = teacher_codes(shared, n_bits, config.iterations)
         self.register_buffer("target_codes", codes)
+
+    @classmethod
+    def epochs(cls, config: CanonConfig, n: int) -> int:
+        """Enough to show `SHOWN` pairs, unless the config says how many."""
+        return config.epochs or min(max(SHOWN // n, FEWEST), MOST)
 
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One AdamW over both heads."""

@@ -144,6 +144,12 @@ def test_duet_shows_300_000_pairs(n, epochs):
 # CANON
 
 
+@pytest.mark.parametrize(("n", "epochs"), [(100, 40), (4500, 40), (6000, 30), (15_000, 12), (10**6, 12)])
+def test_canon_shows_180_000_pairs(n, epochs):
+    assert canon.Canon.epochs(CanonConfig(), n) == epochs
+    assert canon.Canon.epochs(CanonConfig(epochs=7), n) == 7
+
+
 def test_canon_rows_are_eq_1_and_2():
     """Against numpy-like steps: canonical directions times rho^power, unit rows, their weighted mean, centred."""
     image, text = (draw(60, d, s).double() for d, s in ((7, 0), (6, 1)))
