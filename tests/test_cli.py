@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -235,6 +236,35 @@ def save_features(file, **sets):
     rng = np.random.default_rng(0)
     labels = np.eye(2)[np.arange(80) % 2]
     np.savez(file, image=rng.normal(size=(80, 5)), text=rng.normal(size=(80, 4)), labels=labels, **sets)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_are_readable(width, monkeypatch):
+    """Whole words and figures, in lines no wider than the terminal."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    save_features("own.npz", query=np.arange(16), database=np.arange(16, 80))
+    table = ["--bits", "8", "--format", "table"]
+    evaluated = run("evaluate", "own.npz", "--method", "scm", *table).stdout
+    compared = run("benchmark", "own.npz", "--method", "scm", "--method", "random_projection", *table).stdout
+    for shown, words in (
+        (evaluated, ["16 queries, 64 in the database, chance 0.5", "direction", "image_to_text", "distinct"]),
+        (compared, ["method", "MAP@all", "R@10", "scm"]),
+    ):
+        assert all(word in shown for word in words), shown
+        assert max(map(len, shown.splitlines())) <= width
+        assert re.search(r" 0\.\d{3} ", shown)
+    assert " low" not in evaluated
+    assert "MAP@all low" in lines(run("evaluate", "own.npz", "--method", "scm", "--bits", "8"))[0]
+
+
+def test_a_wide_table_is_not_squeezed(monkeypatch, capsys):
+    from cmh_milvus.cli.output import print_rows
+
+    monkeypatch.setenv("COLUMNS", "40")
+    print_rows([{f"number {i}": 1234.5 for i in range(20)} | {"address": "x" * 100}], "table")
+    shown = capsys.readouterr().out
+    assert shown.count("1234.500") == 20
+    assert "x" * 13 in shown
 
 
 def test_a_features_files_own_sets_are_evaluated():

@@ -454,8 +454,8 @@ def evaluate(
 
     SOURCE needs labels: relevant is what shares one with the query. The queries are those that `train` held out, or
     those of SOURCE's own split. Figures go to stdout, to evaluation.json in the first encoder's folder, and to the page
-    of --report; what is wrong with the split goes to stderr. With --uri the same rankings are read through the
-    collection and compared with brute force.
+    of --report; what is wrong with the split goes to stderr. A table leaves out intervals and more that csv and json
+    have. With --uri the same rankings are read through the collection and compared with brute force.
 
     \b
     Examples:
@@ -464,7 +464,7 @@ def evaluate(
     """
     from cmh_milvus.comparison import BASELINES, Candidate, compare, encode_pairs, packed, train_candidate
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder, read_json, write_json
-    from cmh_milvus.evaluation import CROSS_MODAL
+    from cmh_milvus.evaluation import CROSS_MODAL, TABLE_COLUMNS
     from cmh_milvus.report.page import SizeLine, render_page, write_page
     from cmh_milvus.store import HashCollection
 
@@ -531,7 +531,8 @@ def evaluate(
         ]
         write_page(page, render_page(f"Evaluation on {data.name}", report, sizes=sizes))
         say(f"page: {page}")
-    print_rows(report.rows(), output_format)
+    about = f"{report.data['n_query']} queries, {report.data['n_database']} in the database, chance {report.chance:.3f}"
+    print_rows(report.rows(), output_format, about, TABLE_COLUMNS)
     reached = sum(report.results[0].directions[d].estimates["MAP@all"].mean for d in CROSS_MODAL) / len(CROSS_MODAL)
     if min_map is not None and reached < min_map:
         raise QualityGateMissed(
@@ -594,14 +595,14 @@ def benchmark(
     r"""Train and measure methods x code lengths x data sets x seeds; prints means and deviations over seeds.
 
     SOURCES are .npz files of features with a split, or `emoji`; a file's array of text features may be named after a
-    colon. An interrupted run goes on where it stopped.
+    colon. An interrupted run goes on where it stopped. A table leaves out columns that csv and json have.
 
     \b
     Examples:
       cmh-milvus benchmark features.npz emoji --method duet --method dcmh --bits 16,64 --seeds 3
       cmh-milvus benchmark features.npz:text_minilm --method duet --method duet:pair_weight=0.1 --report page.html
     """
-    from cmh_milvus.benchmark import Cell, run_benchmark, summary
+    from cmh_milvus.benchmark import TABLE_COLUMNS, Cell, run_benchmark, summary
     from cmh_milvus.methods import list_methods
     from cmh_milvus.report.benchmark import render_benchmark
     from cmh_milvus.report.page import write_page
@@ -619,7 +620,7 @@ def benchmark(
     if page is not None:
         write_page(page, render_benchmark("Methods side by side", lines))
         say(f"page: {page}")
-    print_rows(lines, output_format, "benchmark")
+    print_rows(lines, output_format, "benchmark", TABLE_COLUMNS)
 
 
 @cli.command()
