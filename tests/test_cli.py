@@ -551,8 +551,20 @@ def test_where_no_file_can_be_written():
     Path("notes.txt").write_text("mine")
     save_features("own.npz", query=np.arange(16), database=np.arange(16, 80))
     base = ["own.npz", "--method", "scm", "--bits", "8"]
-    fails(run("evaluate", *base, "--report", "notes.txt/page.html"), 1, "notes.txt")
     fails(run("benchmark", *base, "-o", "notes.txt/b.jsonl"), 1, "notes.txt")
+    for command in ("evaluate", "benchmark"):
+        result = run(command, *base, "--report", "notes.txt/page.html")
+        assert (result.exit_code, "notes.txt" in result.stderr) == (1, True)
+        assert "MAP@all" in result.stdout  # the figures are not lost
+
+
+def test_wrong_methods_and_lengths_are_said_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr("cmh_milvus.cli.commands.training_source", lambda *_, **__: pytest.fail("data were read"))
+    base = ["evaluate", "own.npz", "--method", "scm"]
+    fails(run(*base, "--method", "magic"), 2, "magic", "duet")
+    fails(run(*base, "--bits", "16,9"), 2, "multiple of 8")
+    for gate in ("nan", "-0.1", "1.5"):
+        fails(run(*base, "--min-map", gate), 2, "--min-map is a MAP between 0 and 1")
 
 
 def test_milvus_uri_may_be_a_file(encoder_folder, emoji_db):

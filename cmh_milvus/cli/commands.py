@@ -465,6 +465,7 @@ def evaluate(
     from cmh_milvus.comparison import BASELINES, Candidate, compare, encode_pairs, packed, train_candidate
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder, read_json, write_json
     from cmh_milvus.evaluation import CROSS_MODAL, TABLE_COLUMNS
+    from cmh_milvus.methods import get_method
     from cmh_milvus.report.page import SizeLine, render_page, write_page
     from cmh_milvus.store import HashCollection
 
@@ -472,6 +473,11 @@ def evaluate(
         raise click.UsageError("give --model or --method, or both")
     if uri is not None and not models:
         raise click.UsageError("--uri needs --model: a collection holds the codes of an encoder folder")
+    if min_map is not None and not 0 <= min_map <= 1:  # nor nan
+        raise click.UsageError(f"--min-map is a MAP between 0 and 1, got {min_map}")
+    for method in methods_:
+        get_method(method)
+    given_lengths = None if bits_list is None else _bits(bits_list)
     encoders = [CrossModalHashEncoder.from_pretrained(model, device=device) for model in models]
     records = [read_json(Path(model) / "training.json") for model in models]
     for model, encoder in zip(models[1:], encoders[1:], strict=True):
@@ -505,7 +511,7 @@ def evaluate(
         relaxed = encode_pairs(encoder, data)
         name = Path(model).resolve().name
         candidates.append(Candidate(name, packed(relaxed), encoder.fingerprint, record.get("seconds"), relaxed))
-    lengths = sorted({encoder.n_bits for encoder in encoders}) if bits_list is None else _bits(bits_list)
+    lengths = sorted({encoder.n_bits for encoder in encoders}) if given_lengths is None else given_lengths
     for method in dict.fromkeys((*methods_, *(BASELINES if baselines else ()))):  # each once
         for n_bits in lengths or [64]:
             with progress_bar(f"training {method}, {n_bits} bits") as progress:
@@ -518,10 +524,12 @@ def evaluate(
         through = report.through_collection
         assert through is not None
         say(f"through the collection: MAP differs by {through.difference:.1e}, {through.missing} rows are missing")
-    if models:
-        write_json(Path(models[0]) / "evaluation.json", report.to_json())
     for finding in report.audit:
         say(f"{'LEAK: ' if finding.leak else ''}{finding.text}")
+    about = f"{report.data['n_query']} queries, {report.data['n_database']} in the database, chance {report.chance:.3f}"
+    print_rows(report.rows(), output_format, about, TABLE_COLUMNS)  # first, as no file may be writable
+    if models:
+        write_json(Path(models[0]) / "evaluation.json", report.to_json())
     if page is not None:
         n_bits = report.results[0].n_bits
         sizes = [
@@ -531,8 +539,6 @@ def evaluate(
         ]
         write_page(page, render_page(f"Evaluation on {data.name}", report, sizes=sizes))
         say(f"page: {page}")
-    about = f"{report.data['n_query']} queries, {report.data['n_database']} in the database, chance {report.chance:.3f}"
-    print_rows(report.rows(), output_format, about, TABLE_COLUMNS)
     reached = sum(report.results[0].directions[d].estimates["MAP@all"].mean for d in CROSS_MODAL) / len(CROSS_MODAL)
     if min_map is not None and reached < min_map:
         raise QualityGateMissed(
@@ -617,10 +623,10 @@ def benchmark(
 
         rows = run_benchmark(data_sets, chosen, lengths, seeds, output, device=device, done=done)
     lines = list(summary(rows))
+    print_rows(lines, output_format, "benchmark", TABLE_COLUMNS)
     if page is not None:
         write_page(page, render_benchmark("Methods side by side", lines))
         say(f"page: {page}")
-    print_rows(lines, output_format, "benchmark", TABLE_COLUMNS)
 
 
 @cli.command()
