@@ -108,7 +108,9 @@ def test_own_data_from_csv_to_figures(shop, tmp_path):
     assert found.exit_code == 0
     assert [hit["rank"] for hit in lines(found)] == [1, 2, 3]
     assert {hit["modality"] for hit in lines(found)} == {"image"}
-    assert all(hit["price"] == hit["item"].removeprefix("sku-") for hit in lines(found))
+    assert all(hit["price"] == int(hit["item"].removeprefix("sku-")) for hit in lines(found))
+    cheap = ["-t", "smile", "-n", "60", "--field", "price", "--filter", "price < 5"]
+    assert {hit["price"] for hit in lines(run("query", "-m", "enc", "--uri", "shop.db", *cheap))} == {0, 1, 2, 3, 4}
 
     about = {row["what"]: row["value"] for row in lines(run("info", "enc"))}
     assert (about["method"], about["n_bits"]) == ("duet", 16)

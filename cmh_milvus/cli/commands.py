@@ -288,7 +288,7 @@ def ingest(
     missing = set(fields)
 
     def items() -> Iterator[Item]:
-        for item in iterate_items(source, columns, failures):
+        for item in iterate_items(source, columns, failures, fields):
             missing.difference_update(item.fields)
             yield item
 

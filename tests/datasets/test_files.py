@@ -250,6 +250,35 @@ def test_csv_rows_that_cannot_be_read(tmp_path):
     assert failures["7"] == "its text is not valid UTF-8"
 
 
+COLUMNS_OF_NUMBERS = {
+    ("59", "", "-3"): [59, None, -3],
+    ("0", "2.5", "7"): [0.0, 2.5, 7.0],
+    (".5", "1e-3", "-0.25"): [0.5, 0.001, -0.25],
+    (str(2**63 - 1), str(-(2**63)), "1"): [2**63 - 1, -(2**63), 1],
+}
+COLUMNS_OF_TEXTS = [
+    *[("1", cell, "2") for cell in ("007", "1_000", "nan", "inf", "1e999", "20 EUR", " 3", "+4", "5.", "0x1F", "٣")],
+    ("1", str(2**63), "2"),
+    ("1.5", "1" + "0" * 5000, "2"),
+    ("", "", ""),
+    ("n/a", "1", "2"),
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize("cells", [*COLUMNS_OF_NUMBERS, *COLUMNS_OF_TEXTS], ids=lambda cells: f"{cells}"[:40])
+def test_columns_of_numbers(tmp_path, suffix, cells):
+    rows = [["id", "text", "n"], *([str(i), "a", cell] for i, cell in enumerate(cells))]
+    with (tmp_path / f"a.{suffix}").open("w", newline="") as file:
+        csv.writer(file, delimiter="," if suffix == "csv" else "\t").writerows(rows)
+    for asked in (["n", "id", "absent"], []):
+        expected = COLUMNS_OF_NUMBERS.get(cells, list(cells)) if asked else list(cells)
+        items, _ = read(tmp_path / f"a.{suffix}", number_columns=asked)
+        values = [item.fields["n"] for item in items]
+        assert (values, list(map(type, values))) == (expected, list(map(type, expected)))
+        assert [item.id for item in items] == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
