@@ -365,19 +365,30 @@ def _csv_rows(path: Path, columns: _Columns, delimiter: str) -> Iterator[dict[st
             raise DataError(f"{_shown(path)} is empty: it needs a first line with the names of its columns")
         columns.check(header, _shown(path))
         while True:
+            first = reader.line_num + 1
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield _BadItem(f"line {reader.line_num} cannot be read: {error}")
+                yield _BadItem(_torn_row(first, reader.line_num, error))
                 continue
             if not row:
                 continue  # an empty line
             if len(row) != len(header):
-                yield _BadItem(f"it has {len(row)} fields where the first line names {len(header)}")
+                lines = f" (lines {first} to {reader.line_num})" if reader.line_num > first else ""
+                yield _BadItem(f"it has {len(row)} fields where the first line names {len(header)}{lines}")
             else:
                 yield dict(zip(header, row, strict=True))
+
+
+def _torn_row(first: int, last: int, error: csv.Error) -> str:
+    if "unexpected end of data" in str(error):
+        lines = f"lines {first} to {last}" if last > first else f"line {first}"
+        return f"{lines}: a quote opened on line {first} is not closed"
+    if last > first:
+        return f"lines {first} to {last} cannot be read as one row: {error}; look for a quote that is not closed"
+    return f"line {first} cannot be read: {error}"
 
 
 def _with_numbers(

@@ -250,6 +250,27 @@ def test_csv_rows_that_cannot_be_read(tmp_path):
     assert failures["7"] == "its text is not valid UTF-8"
 
 
+def test_quotes_that_are_not_closed(tmp_path):
+    """The failure tells which lines were swallowed; where a later cell has quotes, up to there."""
+    good = "".join(f"{i},text {i}\n" for i in range(2, 11))
+    rest = "".join(f"{i},text {i}\n" for i in range(12, 62))
+    path = write(tmp_path / "a.csv", f'id,text\n{good}11,"open\n{rest}')
+    items, failures = read(path)
+    assert [item.id for item in items] == [str(i) for i in range(2, 11)]
+    assert failures == {"row 10": "lines 11 to 61: a quote opened on line 11 is not closed"}
+
+    write(path, path.read_text().replace("text 40", '"text 40"'))
+    items, failures = read(path)
+    assert [item.id for item in items] == [str(i) for i in range(2, 62) if not 11 <= i <= 40]
+    assert "lines 11 to 40 cannot be read as one row" in failures["row 10"]
+
+    write(path, path.read_text().replace('"text 40"', 'text 40",x'))
+    assert read(path)[1] == {"row 10": "it has 3 fields where the first line names 2 (lines 11 to 40)"}
+
+    write(path, 'id,text\n1,a\n2,"b')
+    assert read(path)[1] == {"row 2": "line 3: a quote opened on line 3 is not closed"}
+
+
 COLUMNS_OF_NUMBERS = {
     ("59", "", "-3"): [59, None, -3],
     ("0", "2.5", "7"): [0.0, 2.5, 7.0],
