@@ -13,10 +13,11 @@ from cmh_milvus.codes import to_bytes
 from cmh_milvus.datasets.base import Item
 from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Modality
 from cmh_milvus.encoders.feature_cache import FeatureCache, extract_features
-from cmh_milvus.errors import DataError, PictureError
+from cmh_milvus.errors import DataError, PictureError, SettingsError
 from cmh_milvus.pictures import read_picture_bytes
 from cmh_milvus.store import HashCollection, Manifest, Row, content_hash, ingest
 
+OWN_FIELDS = ("caption", "uri", "labels")  # made of an item's text, picture and labels
 ITEMS_AT_ONCE = 128  # encoded, sent and acknowledged together; what a killed job does again at most
 
 
@@ -69,9 +70,11 @@ def ingest_items(
         progress: Called with the number of items that are done.
 
     Raises:
+        SettingsError: A field is called like one of `OWN_FIELDS`.
         EncoderMismatch: The collection holds codes of another encoder.
         StoreError: Milvus refused, or did not answer.
     """
+    check_fields(fields)
     collection.check_encoder(encoder)
     report = ItemsReport()
     with nullcontext() if manifest is None else Manifest(manifest, collection) as written:
@@ -91,6 +94,20 @@ def ingest_items(
 
         report.sent = ingest(collection, batches(), written).upserted
     return report
+
+
+def check_fields(names: Sequence[str]) -> None:
+    """Check that further fields do not take the place of those that every item has.
+
+    Raises:
+        SettingsError: A name is among `OWN_FIELDS`.
+    """
+    for name in names:
+        if name in OWN_FIELDS:
+            raise SettingsError(
+                f"a further field cannot be called {name!r}: an item's text, picture and labels are stored as "
+                f"{', '.join(OWN_FIELDS)}; rename the column"
+            )
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:

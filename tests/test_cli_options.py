@@ -144,6 +144,15 @@ def test_ten_hits_by_default_and_filters_hold_for_radii_too(words):
     assert {hit["n"] for hit in lines(run(*ask, "--radius", "8", "--filter", "n < 3"))} == {0, 1, 2}
 
 
+@pytest.mark.parametrize("name", ["caption", "uri", "labels"])
+def test_fields_of_items_are_not_overwritten(words, name):
+    write_items({"id": 1, "text": "red", name: "mine"})
+    refused = run("ingest", "items.jsonl", "-m", words, "--uri", "w.db", "--field", name)
+    assert refused.exit_code == 2
+    assert f"cannot be called {name!r}" in refused.stderr
+    assert not Path("w.db").exists()
+
+
 def test_a_list_of_failures_does_not_outlive_them(words):
     write_items({"id": 1, "text": "red"}, {"id": 2, "text": ""})
     store = ["-m", words, "--uri", "w.db"]

@@ -280,9 +280,10 @@ def ingest(
       cmh-milvus ingest photos/ -m photos-64 --uri http://localhost:19530 -c photos
     """
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder
-    from cmh_milvus.ingestion import ingest_items
+    from cmh_milvus.ingestion import check_fields, ingest_items
     from cmh_milvus.store import HashCollection, manifest_path
 
+    check_fields(fields)
     encoder = CrossModalHashEncoder.from_pretrained(model, device=device)
     failures: list[tuple[str, str]] = []
     missing = set(fields)
