@@ -153,6 +153,19 @@ def test_fields_of_items_are_not_overwritten(words, name):
     assert not Path("w.db").exists()
 
 
+def test_an_ingest_that_stores_nothing_fails(words):
+    write_items({"id": 1, "text": "red", "n": 10**24}, {"id": 2, "text": "blue", "n": 10**24})
+    failed = run("ingest", "items.jsonl", "-m", words, "--uri", "w.db", "--field", "n")
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert "nothing of items.jsonl can be stored: 2 items failed, listed in " in failed.stderr
+    assert "the first: 1: " in failed.stderr
+    assert len(Path("w.items.failures.jsonl").read_text().splitlines()) == 2
+    write_items({"id": 1, "text": "red", "n": 10**24}, {"id": 3, "text": "green", "n": 1})
+    some = run("ingest", "items.jsonl", "-m", words, "--uri", "w.db", "--field", "n")
+    assert some.exit_code == 3
+    assert "1 item failed" in some.stderr
+
+
 def test_a_list_of_failures_does_not_outlive_them(words):
     write_items({"id": 1, "text": "red"}, {"id": 2, "text": ""})
     store = ["-m", words, "--uri", "w.db"]

@@ -21,7 +21,7 @@ from cmh_milvus.cli.sources import (
     iterate_items,
     training_source,
 )
-from cmh_milvus.errors import ArtefactError, CmhError, QualityGateMissed, SettingsError
+from cmh_milvus.errors import ArtefactError, CmhError, DataError, QualityGateMissed, SettingsError
 
 if TYPE_CHECKING:
     from cmh_milvus.datasets.base import Item
@@ -315,6 +315,12 @@ def ingest(
         manifest_file.name.replace(".manifest.jsonl", ".failures.jsonl")
     )
     write_failures(failures_file, failures)
+    if not report.sent and not report.skipped:
+        item, reason = failures[0]
+        raise DataError(
+            f"nothing of {source} can be stored: {_count(failures)} failed, listed in {failures_file}; the first: "
+            f"{item}: {reason}"
+        )
     row = {
         "collection": collection,
         "uri": uri,
@@ -548,7 +554,7 @@ def evaluate(
     if strict and any(finding.leak for finding in report.audit):
         raise QualityGateMissed("the split leaks (see above), so the figures cannot be trusted: mend the split")
     if loaded.failures:
-        say(f"{len(loaded.failures)} items were left out; the first: {': '.join(loaded.failures[0])}")
+        say(f"{_count(loaded.failures)} left out; the first: {': '.join(loaded.failures[0])}")
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
@@ -752,8 +758,12 @@ def _end(failures: Sequence[tuple[str, str]], failures_file: Path) -> None:
     """Exit with 3 where items failed, and say where they are listed."""
     if failures:
         item, reason = failures[0]
-        say(f"{len(failures)} items failed, listed in {failures_file}; the first: {item}: {reason}")
+        say(f"{_count(failures)} failed, listed in {failures_file}; the first: {item}: {reason}")
         click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _count(failures: Sequence[tuple[str, str]]) -> str:
+    return "1 item" if len(failures) == 1 else f"{len(failures)} items"
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, str]:
