@@ -28,7 +28,7 @@ class ItemsReport:
     Attributes:
         sent: Rows encoded and stored.
         skipped: Rows that were stored already, made from the same content.
-        failures: (item id, reason).
+        failures: (item id, reason), each item once, though it has a row of its picture and one of its text.
     """
 
     sent: int = 0
@@ -93,6 +93,10 @@ def ingest_items(
                     progress(done)
 
         report.sent = ingest(collection, batches(), written).upserted
+    first: dict[str, str] = {}
+    for item_id, reason in report.failures:
+        first.setdefault(item_id, reason)
+    report.failures = list(first.items())
     return report
 
 

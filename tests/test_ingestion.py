@@ -58,6 +58,14 @@ def test_of_equal_ids_the_last_counts_however_often_it_runs(words_encoder, tmp_p
             assert hit.fields["caption"] == "blue"
 
 
+def test_an_item_fails_once_however_many_rows_it_has(words_encoder, tmp_path):
+    items = [Item("1", tmp_path / "absent.png", "red", fields={"n": 10**24}), Item("2", text="blue")]
+    with HashCollection.create(str(tmp_path / "a.db"), "a", words_encoder) as collection:
+        report = ingest_items(collection, items, words_encoder, fields=["n"])
+    assert report.sent == 1
+    assert [item for item, _ in report.failures] == ["1"]
+
+
 def test_codes_of_another_encoder_are_refused_before_anything_is_read(words_encoder, tmp_path):
     with HashCollection.create(str(tmp_path / "a.db"), "a", words_encoder) as collection:
         other = CrossModalHashEncoder(
