@@ -367,6 +367,15 @@ def test_query_options(encoder_folder, emoji_db, emoji):
     assert "nothing found" in nothing.stderr
     two = lines(run(*base, "-t", "-", "-n", "1", input="a ship\n\na tree\n"))
     assert [hit["query"] for hit in two] == ["a ship", "a tree"]
+    among = lines(run(*base, "-t", "a dog", "-t", "-", "-t", "-", "-t", "a cat", "-n", "1", input="a ship\na tree\n"))
+    assert [hit["query"] for hit in among] == ["a dog", "a ship", "a tree", "a cat"]
+    fails(run(*base, "-t", "-", input="\n"), 1, "standard input holds no text")
+
+
+def test_lines_of_standard_input_end_in_any_way():
+    from cmh_milvus.cli.commands import _lines
+
+    assert _lines(io.StringIO("a ship\r\n\r\n a tree \n\na dog", newline="")) == ["a ship", " a tree ", "a dog"]
 
 
 @pytest.mark.parametrize("output_format", ["table", "json", "jsonl", "csv", "html"])

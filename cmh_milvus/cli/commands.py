@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from click.core import ParameterSource
@@ -381,8 +381,9 @@ def query(
         raise click.UsageError("give --text or --image, or both")
     if top is not None and radius is not None:
         raise click.UsageError("--top and --radius exclude each other: the nearest, or all within a radius")
-    if list(texts) == ["-"]:
-        texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    texts = [text for given in texts for text in (_lines(sys.stdin) if given == "-" else [given])]
+    if not texts and not images:
+        raise DataError("standard input holds no text to look for: give one a line")
     encoder = CrossModalHashEncoder.from_pretrained(model, device=device)
     shown = list(fields) or ["caption", "uri"]
     rows: list[dict[str, Any]] = []
@@ -406,6 +407,10 @@ def query(
     if not rows:
         say("nothing found")
     print_rows(rows, output_format)
+
+
+def _lines(file: TextIO) -> list[str]:
+    return [line.rstrip("\r\n") for line in file if line.strip()]
 
 
 def _hit_row(question: str, rank: int, hit: Hit, shown: Sequence[str]) -> dict[str, Any]:
