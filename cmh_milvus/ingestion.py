@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,8 @@ def ingest_items(
         encoder: Makes the codes.
         manifest: File that keeps what has been stored (`store.manifest_path` gives its usual place).
         cache: Where backbone features are looked up and kept.
-        fields: Names of the items' further fields to store, beside `caption`, `uri` and `labels`.
+        fields: Names of the items' further fields to store, beside `caption`, `uri` and `labels`. Dates and times are
+            stored as ISO 8601 text, decimals as floats; an item with a value that JSON cannot hold is a failure.
         progress: Called with the number of items that are done.
 
     Raises:
@@ -149,7 +152,7 @@ def _pending(
 
 
 def _fields(item: Item, names: Sequence[str]) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: item.fields[name] for name in names if item.fields.get(name) is not None}
+    fields = {name: _plain(item.fields[name]) for name in names if item.fields.get(name) is not None}
     if item.text is not None:
         fields["caption"] = item.text
     if item.image is not None:
@@ -157,6 +160,17 @@ def _fields(item: Item, names: Sequence[str]) -> dict[str, Any]:
     if item.labels:
         fields["labels"] = list(item.labels)
     return fields
+
+
+def _plain(value: Any) -> Any:
+    """Dates and times as ISO 8601 text, decimals as floats: what JSON can hold, and filters can compare."""
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return {key: _plain(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _encoded(

@@ -467,7 +467,7 @@ def _parquet_rows(path: Path, columns: _Columns) -> Iterator[dict[str, Any] | _B
             columns.check(file.schema_arrow.names, _shown(path))
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:  # such as a time beyond Python's
         raise DataError(f"{_shown(path)} cannot be read as Parquet: {error}") from error
 
 
