@@ -365,6 +365,9 @@ def test_query_options(encoder_folder, emoji_db, emoji):
     nothing = run(*base, "-t", "a flag", "--filter", 'caption == "no such"')
     assert (nothing.exit_code, nothing.stdout) == (0, "")
     assert "nothing found" in nothing.stderr
+    absent = run(*base, "-t", "tree", "--field", "nosuch", "--field", "caption")
+    assert "--field nosuch: no hit has a field of that name" in absent.stderr
+    assert "--field caption" not in absent.stderr
     two = lines(run(*base, "-t", "-", "-n", "1", input="a ship\n\na tree\n"))
     assert [hit["query"] for hit in two] == ["a ship", "a tree"]
     among = lines(run(*base, "-t", "a dog", "-t", "-", "-t", "-", "-t", "a cat", "-n", "1", input="a ship\na tree\n"))
@@ -404,6 +407,17 @@ def test_pipe_that_closes_early(encoder_folder, emoji_db):
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+@pytest.mark.parametrize("arguments", [["methods"], ["methods", "--format", "table"], ["methods", "--help"]])
+def test_full_disk(arguments):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cmh_milvus", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "No space left on device" in done.stderr
 
 
 def test_help_is_light():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -62,13 +63,25 @@ class _Group(click.Group):
             say(f"Error: {error}")
             ctx.exit(error.exit_code)
         except OSError as error:
-            if isinstance(error, BrokenPipeError) or error.filename is None:
+            if isinstance(error, BrokenPipeError):
                 raise
-            say(f"Error: {error.filename!r} cannot be used: {error.strerror}")
+            if error.filename is None:  # as where the disk is full
+                say(f"Error: something cannot be read or written: {error.strerror or error}")
+                _give_up_stdout()
+            else:
+                say(f"Error: {error.filename!r} cannot be used: {error.strerror}")
             ctx.exit(CmhError.exit_code)
         except (KeyboardInterrupt, click.Abort):
             say("interrupted: run the same command again to go on where it stopped")
             ctx.exit(EXIT_INTERRUPTED)
+
+
+def _give_up_stdout() -> None:
+    """If stdout takes no more, let go of what it has not taken: Python would try again at its end, and say so."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -406,6 +419,9 @@ def query(
                 rows += [_hit_row(question, rank, hit, shown) for rank, hit in enumerate(hits, start=1)]
     if not rows:
         say("nothing found")
+    for name in fields:
+        if rows and all(row[name] is None for row in rows):
+            say(f"--field {name}: no hit has a field of that name")
     print_rows(rows, output_format)
 
 
