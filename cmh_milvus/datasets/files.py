@@ -467,6 +467,8 @@ def _parquet_rows(path: Path, columns: _Columns) -> Iterator[dict[str, Any] | _B
             columns.check(file.schema_arrow.names, _shown(path))
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
+    except SettingsError:  # of `check`; a ValueError too
+        raise
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:  # such as a time beyond Python's
         raise DataError(f"{_shown(path)} cannot be read as Parquet: {error}") from error
 

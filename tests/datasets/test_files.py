@@ -321,6 +321,13 @@ def test_files_without_usable_items(tmp_path, name, content, message):
         read(tmp_path / name)
 
 
+def test_parquet_times_that_python_has_not(tmp_path):
+    table = pa.table({"text": ["a"], "at": pa.array([10**18], pa.timestamp("ms"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read(tmp_path / "a.parquet")
+
+
 def test_parquet_texts_that_are_not_utf8(tmp_path):
     texts = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe"))
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
