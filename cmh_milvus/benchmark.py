@@ -21,6 +21,10 @@ from cmh_milvus.published import published_map
 from cmh_milvus.training import MIN_VALIDATION, TrainingSettings, train
 
 FIGURES = ("MAP@all", "NDCG@10", "own R@10")
+TABLE_COLUMNS = (
+    *("data", "method", "n_bits"),
+    *(f"{name} {DIRECTION_LABELS[d]}" for name in ("MAP@all", "own R@10", "paper") for d in CROSS_MODAL),
+)
 BEGINNING = '{"data": '  # of each line of the results file
 IDENTITY = ("key", "data_fingerprint", "split_fingerprint", "settings")  # of a run in the results file
 

@@ -39,6 +39,7 @@ DIRECTION_LABELS: dict[Direction, str] = {
 NEAR_BITS, NEAR_RADIUS = 256, 8  # near duplicates: random-projection signs of the features within this radius
 TOP_N = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 FIGURES = ("MAP@all", "NDCG@10", "own R@1", "own R@10")
+TABLE_COLUMNS = ("encoder", "n_bits", "direction", "MAP@all", "NDCG@10", "own R@10", "distinct")
 RULES = {
     "relevant": "shares at least one label with the query",
     "graded": "Jaccard overlap of the label sets",
@@ -148,7 +149,7 @@ class EvaluationReport:
         return content
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row an encoder and direction, for tables, CSV and JSON lines."""
+        """One flat row an encoder and direction, for tables (`TABLE_COLUMNS`), CSV and JSON lines."""
         rows: list[dict[str, Any]] = []
         for result in self.results:
             for direction, measured in result.directions.items():

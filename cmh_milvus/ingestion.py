@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import date, time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from cmh_milvus.codes import to_bytes
 from cmh_milvus.datasets.base import Item
 from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Modality
 from cmh_milvus.encoders.feature_cache import FeatureCache, extract_features
-from cmh_milvus.errors import DataError, PictureError
+from cmh_milvus.errors import DataError, PictureError, SettingsError
 from cmh_milvus.pictures import read_picture_bytes
 from cmh_milvus.store import HashCollection, Manifest, Row, content_hash, ingest
 
+OWN_FIELDS = ("caption", "uri", "labels")  # made of an item's text, picture and labels
 ITEMS_AT_ONCE = 128  # encoded, sent and acknowledged together; what a killed job does again at most
 
 
@@ -27,7 +30,7 @@ class ItemsReport:
     Attributes:
         sent: Rows encoded and stored.
         skipped: Rows that were stored already, made from the same content.
-        failures: (item id, reason).
+        failures: (item id, reason), each item once, though it has a row of its picture and one of its text.
     """
 
     sent: int = 0
@@ -65,13 +68,16 @@ def ingest_items(
         encoder: Makes the codes.
         manifest: File that keeps what has been stored (`store.manifest_path` gives its usual place).
         cache: Where backbone features are looked up and kept.
-        fields: Names of the items' further fields to store, beside `caption`, `uri` and `labels`.
+        fields: Names of the items' further fields to store, beside `caption`, `uri` and `labels`. Dates and times are
+            stored as ISO 8601 text, decimals as floats; an item with a value that JSON cannot hold is a failure.
         progress: Called with the number of items that are done.
 
     Raises:
+        SettingsError: A field is called like one of `OWN_FIELDS`.
         EncoderMismatch: The collection holds codes of another encoder.
         StoreError: Milvus refused, or did not answer.
     """
+    check_fields(fields)
     collection.check_encoder(encoder)
     report = ItemsReport()
     with nullcontext() if manifest is None else Manifest(manifest, collection) as written:
@@ -90,7 +96,25 @@ def ingest_items(
                     progress(done)
 
         report.sent = ingest(collection, batches(), written).upserted
+    first: dict[str, str] = {}
+    for item_id, reason in report.failures:
+        first.setdefault(item_id, reason)
+    report.failures = list(first.items())
     return report
+
+
+def check_fields(names: Sequence[str]) -> None:
+    """Check that further fields do not take the place of those that every item has.
+
+    Raises:
+        SettingsError: A name is among `OWN_FIELDS`.
+    """
+    for name in names:
+        if name in OWN_FIELDS:
+            raise SettingsError(
+                f"a further field cannot be called {name!r}: an item's text, picture and labels are stored as "
+                f"{', '.join(OWN_FIELDS)}; rename the column"
+            )
 
 
 def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
@@ -128,7 +152,7 @@ def _pending(
 
 
 def _fields(item: Item, names: Sequence[str]) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: item.fields[name] for name in names if item.fields.get(name) is not None}
+    fields = {name: _plain(item.fields[name]) for name in names if item.fields.get(name) is not None}
     if item.text is not None:
         fields["caption"] = item.text
     if item.image is not None:
@@ -136,6 +160,17 @@ def _fields(item: Item, names: Sequence[str]) -> dict[str, Any]:
     if item.labels:
         fields["labels"] = list(item.labels)
     return fields
+
+
+def _plain(value: Any) -> Any:
+    """Dates and times as ISO 8601 text, decimals as floats: what JSON can hold, and filters can compare."""
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return {key: _plain(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _encoded(

@@ -1,9 +1,12 @@
-"""List groups of pictures whose codes lie within a few bits of each other, complete and exact.
+"""List groups of pictures whose codes lie near each other.
+
+Any two pictures whose codes lie within the radius are in one group, and so is what a chain of such pairs joins.
 
 python examples/near_duplicates.py demo-output/encoder cmh_milvus/datasets/emoji_data/images --radius 1
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,14 +27,30 @@ def main(arguments: list[str] | None = None) -> None:
         tempfile.TemporaryDirectory() as folder,
         HashCollection.create(str(Path(folder) / "codes.db"), "pictures", ef.encoder) as pictures,
     ):
-        ingest_items(pictures, read_items(options.pictures), ef.encoder)
-        rows = list(pictures.codes(modality="image"))
-        seen: set[str] = set()
-        for (pk, _), hits in zip(rows, pictures.lookup([code for _, code in rows], options.radius), strict=True):
-            group = [hit.item_id for hit in hits if hit.pk not in seen]
-            if pk not in seen and len(group) > 1:
-                print(" ".join(group))
-            seen.update(hit.pk for hit in hits)
+        report = ingest_items(pictures, read_items(options.pictures), ef.encoder)
+        for item, reason in report.failures:
+            print(f"{item} is left out: {reason}", file=sys.stderr)
+        codes = [code for _, code in pictures.codes(modality="image")]
+        parent: dict[str, str] = {}  # of a picture in its group; the first of a group has none
+
+        def first(item: str) -> str:
+            while item in parent:
+                item = parent[item]
+            return item
+
+        items = set()
+        for hits in pictures.lookup(codes, options.radius, modality="image"):  # the first hit lies at distance 0
+            items.update(hit.item_id for hit in hits)
+            for hit in hits:
+                one, other = sorted((first(hits[0].item_id), first(hit.item_id)))
+                if one != other:
+                    parent[other] = one
+    groups: dict[str, list[str]] = {}
+    for item in sorted(items):
+        groups.setdefault(first(item), []).append(item)
+    for group in groups.values():
+        if len(group) > 1:
+            print(" ".join(group))
 
 
 if __name__ == "__main__":

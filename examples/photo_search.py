@@ -2,10 +2,12 @@
 
     python examples/photo_search.py demo-output/encoder cmh_milvus/datasets/emoji_data/images "a ship at sea"
 
-The codes are kept in ./photo-search.db; only new and changed pictures are encoded on the next run.
+The codes are kept in ./photo-search.db, a collection for each folder; only new and changed pictures are encoded on the
+next run.
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 
 from cmh_milvus import CrossModalHashEmbeddingFunction, HashCollection
@@ -13,7 +15,7 @@ from cmh_milvus.datasets.files import read_items
 from cmh_milvus.ingestion import ingest_items
 from cmh_milvus.store import manifest_path
 
-URI, COLLECTION = "./photo-search.db", "photos"
+URI = "./photo-search.db"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,8 +26,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     ef = CrossModalHashEmbeddingFunction(options.encoder)
-    with HashCollection.open_or_create(URI, COLLECTION, ef.encoder) as photos:
-        report = ingest_items(photos, read_items(options.pictures), ef.encoder, manifest=manifest_path(URI, COLLECTION))
+    folder = options.pictures.resolve()
+    collection = f"photos_{hashlib.sha256(bytes(folder)).hexdigest()[:16]}"
+    with HashCollection.open_or_create(URI, collection, ef.encoder) as photos:
+        report = ingest_items(photos, read_items(folder), ef.encoder, manifest=manifest_path(URI, collection))
         print(f"{report.sent} pictures encoded, {report.skipped} known, {len(report.failures)} unreadable")
         (hits,) = photos.search(ef.encode_queries([options.text]), limit=5, modality="image", output_fields=["uri"])
         for hit in hits:

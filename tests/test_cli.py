@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -107,7 +108,9 @@ def test_own_data_from_csv_to_figures(shop, tmp_path):
     assert found.exit_code == 0
     assert [hit["rank"] for hit in lines(found)] == [1, 2, 3]
     assert {hit["modality"] for hit in lines(found)} == {"image"}
-    assert all(hit["price"] == hit["item"].removeprefix("sku-") for hit in lines(found))
+    assert all(hit["price"] == int(hit["item"].removeprefix("sku-")) for hit in lines(found))
+    cheap = ["-t", "smile", "-n", "60", "--field", "price", "--filter", "price < 5"]
+    assert {hit["price"] for hit in lines(run("query", "-m", "enc", "--uri", "shop.db", *cheap))} == {0, 1, 2, 3, 4}
 
     about = {row["what"]: row["value"] for row in lines(run("info", "enc"))}
     assert (about["method"], about["n_bits"]) == ("duet", 16)
@@ -237,6 +240,35 @@ def save_features(file, **sets):
     np.savez(file, image=rng.normal(size=(80, 5)), text=rng.normal(size=(80, 4)), labels=labels, **sets)
 
 
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_are_readable(width, monkeypatch):
+    """Whole words and figures, in lines no wider than the terminal."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    save_features("own.npz", query=np.arange(16), database=np.arange(16, 80))
+    table = ["--bits", "8", "--format", "table"]
+    evaluated = run("evaluate", "own.npz", "--method", "scm", *table).stdout
+    compared = run("benchmark", "own.npz", "--method", "scm", "--method", "random_projection", *table).stdout
+    for shown, words in (
+        (evaluated, ["16 queries, 64 in the database, chance 0.5", "direction", "image_to_text", "distinct"]),
+        (compared, ["method", "MAP@all", "R@10", "scm"]),
+    ):
+        assert all(word in shown for word in words), shown
+        assert max(map(len, shown.splitlines())) <= width
+        assert re.search(r" 0\.\d{3} ", shown)
+    assert " low" not in evaluated
+    assert "MAP@all low" in lines(run("evaluate", "own.npz", "--method", "scm", "--bits", "8"))[0]
+
+
+def test_a_wide_table_is_not_squeezed(monkeypatch, capsys):
+    from cmh_milvus.cli.output import print_rows
+
+    monkeypatch.setenv("COLUMNS", "40")
+    print_rows([{f"number {i}": 1234.5 for i in range(20)} | {"address": "x" * 100}], "table")
+    shown = capsys.readouterr().out
+    assert shown.count("1234.500") == 20
+    assert "x" * 13 in shown
+
+
 def test_a_features_files_own_sets_are_evaluated():
     """44 of its 80 rows are the database and 24 are trained on; the others are neither."""
     save_features("own.npz", query=np.arange(16), database=np.arange(16, 60), train=np.arange(30, 54))
@@ -333,8 +365,20 @@ def test_query_options(encoder_folder, emoji_db, emoji):
     nothing = run(*base, "-t", "a flag", "--filter", 'caption == "no such"')
     assert (nothing.exit_code, nothing.stdout) == (0, "")
     assert "nothing found" in nothing.stderr
+    absent = run(*base, "-t", "tree", "--field", "nosuch", "--field", "caption")
+    assert "--field nosuch: no hit has a field of that name" in absent.stderr
+    assert "--field caption" not in absent.stderr
     two = lines(run(*base, "-t", "-", "-n", "1", input="a ship\n\na tree\n"))
     assert [hit["query"] for hit in two] == ["a ship", "a tree"]
+    among = lines(run(*base, "-t", "a dog", "-t", "-", "-t", "-", "-t", "a cat", "-n", "1", input="a ship\na tree\n"))
+    assert [hit["query"] for hit in among] == ["a dog", "a ship", "a tree", "a cat"]
+    fails(run(*base, "-t", "-", input="\n"), 1, "standard input holds no text")
+
+
+def test_lines_of_standard_input_end_in_any_way():
+    from cmh_milvus.cli.commands import _lines
+
+    assert _lines(io.StringIO("a ship\r\n\r\n a tree \n\na dog", newline="")) == ["a ship", " a tree ", "a dog"]
 
 
 @pytest.mark.parametrize("output_format", ["table", "json", "jsonl", "csv", "html"])
@@ -363,6 +407,17 @@ def test_pipe_that_closes_early(encoder_folder, emoji_db):
     assert len(done.stdout.splitlines()) == 1
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")
+@pytest.mark.parametrize("arguments", [["methods"], ["methods", "--format", "table"], ["methods", "--help"]])
+def test_full_disk(arguments):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "cmh_milvus", *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "No space left on device" in done.stderr
 
 
 def test_help_is_light():
@@ -521,8 +576,20 @@ def test_where_no_file_can_be_written():
     Path("notes.txt").write_text("mine")
     save_features("own.npz", query=np.arange(16), database=np.arange(16, 80))
     base = ["own.npz", "--method", "scm", "--bits", "8"]
-    fails(run("evaluate", *base, "--report", "notes.txt/page.html"), 1, "notes.txt")
     fails(run("benchmark", *base, "-o", "notes.txt/b.jsonl"), 1, "notes.txt")
+    for command in ("evaluate", "benchmark"):
+        result = run(command, *base, "--report", "notes.txt/page.html")
+        assert (result.exit_code, "notes.txt" in result.stderr) == (1, True)
+        assert "MAP@all" in result.stdout  # the figures are not lost
+
+
+def test_wrong_methods_and_lengths_are_said_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr("cmh_milvus.cli.commands.training_source", lambda *_, **__: pytest.fail("data were read"))
+    base = ["evaluate", "own.npz", "--method", "scm"]
+    fails(run(*base, "--method", "magic"), 2, "magic", "duet")
+    fails(run(*base, "--bits", "16,9"), 2, "multiple of 8")
+    for gate in ("nan", "-0.1", "1.5"):
+        fails(run(*base, "--min-map", gate), 2, "--min-map is a MAP between 0 and 1")
 
 
 def test_milvus_uri_may_be_a_file(encoder_folder, emoji_db):

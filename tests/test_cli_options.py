@@ -144,6 +144,28 @@ def test_ten_hits_by_default_and_filters_hold_for_radii_too(words):
     assert {hit["n"] for hit in lines(run(*ask, "--radius", "8", "--filter", "n < 3"))} == {0, 1, 2}
 
 
+@pytest.mark.parametrize("name", ["caption", "uri", "labels"])
+def test_fields_of_items_are_not_overwritten(words, name):
+    write_items({"id": 1, "text": "red", name: "mine"})
+    refused = run("ingest", "items.jsonl", "-m", words, "--uri", "w.db", "--field", name)
+    assert refused.exit_code == 2
+    assert f"cannot be called {name!r}" in refused.stderr
+    assert not Path("w.db").exists()
+
+
+def test_an_ingest_that_stores_nothing_fails(words):
+    write_items({"id": 1, "text": "red", "n": 10**24}, {"id": 2, "text": "blue", "n": 10**24})
+    failed = run("ingest", "items.jsonl", "-m", words, "--uri", "w.db", "--field", "n")
+    assert (failed.exit_code, failed.stdout) == (1, "")
+    assert "nothing of items.jsonl can be stored: 2 items failed, listed in " in failed.stderr
+    assert "the first: 1: " in failed.stderr
+    assert len(Path("w.items.failures.jsonl").read_text().splitlines()) == 2
+    write_items({"id": 1, "text": "red", "n": 10**24}, {"id": 3, "text": "green", "n": 1})
+    some = run("ingest", "items.jsonl", "-m", words, "--uri", "w.db", "--field", "n")
+    assert some.exit_code == 3
+    assert "1 item failed" in some.stderr
+
+
 def test_a_list_of_failures_does_not_outlive_them(words):
     write_items({"id": 1, "text": "red"}, {"id": 2, "text": ""})
     store = ["-m", words, "--uri", "w.db"]

@@ -1,11 +1,16 @@
 """Which items are encoded and stored again; whose codes are refused."""
 
 import dataclasses
+import datetime as dt
+from decimal import Decimal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from cmh_milvus.datasets.base import Item
+from cmh_milvus.datasets.files import read_items
 from cmh_milvus.encoders.backbones import BagOfWords, load_backbone
 from cmh_milvus.encoders.encoder import CrossModalHashEncoder, Tower
 from cmh_milvus.encoders.hash_head import HashHead, HashHeadConfig
@@ -56,6 +61,50 @@ def test_of_equal_ids_the_last_counts_however_often_it_runs(words_encoder, tmp_p
             assert (report.sent, report.skipped) == (sent, 1 - sent)
             [[hit]] = collection.search([b"a"], output_fields=["caption"])
             assert hit.fields["caption"] == "blue"
+
+
+def test_columns_of_parquet_as_they_are_stored(words_encoder, tmp_path):
+    """What JSON has no form for is text or a number; a second run finds nothing new."""
+    day = dt.date(2024, 5, 1)
+    noon = dt.datetime(2024, 5, 1, 12, 30, tzinfo=dt.UTC)
+    columns = {
+        "day": [day, None],
+        "at": [noon, noon],
+        "clock": [dt.time(12, 30), None],
+        "price": [Decimal("19.50"), Decimal("7.25")],
+        "days": [[day], []],
+        "size": [{"h": Decimal("1.5")}, None],
+    }
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["1", "2"], "text": ["red", "blue"], **columns}), path)
+    with HashCollection.create(str(tmp_path / "a.db"), "a", words_encoder) as collection:
+        for sent in (2, 0):
+            report = ingest_items(
+                collection, read_items(path), words_encoder, manifest=tmp_path / "m.jsonl", fields=list(columns)
+            )
+            assert (report.sent, report.failures) == (sent, [])
+        [[hit]] = collection.search([b"a"], filter='price > 8 and day >= "2024-05-01"', output_fields=["*"])
+    assert dict(hit.fields) == {
+        "caption": "red", "day": "2024-05-01", "at": "2024-05-01T12:30:00+00:00", "clock": "12:30:00", "price": 19.5,
+        "days": ["2024-05-01"], "size": {"h": 1.5},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [b"x", dt.timedelta(1), float("nan")])
+def test_fields_that_cannot_be_stored(words_encoder, tmp_path, value):
+    with HashCollection.create(str(tmp_path / "a.db"), "a", words_encoder) as collection:
+        report = ingest_items(collection, [dataclasses.replace(ITEM, fields={"n": value})], words_encoder, fields=["n"])
+    [(item, reason)] = report.failures
+    assert item == "1"
+    assert "leave out bytes, durations, nan and infinity" in reason
+
+
+def test_an_item_fails_once_however_many_rows_it_has(words_encoder, tmp_path):
+    items = [Item("1", tmp_path / "absent.png", "red", fields={"n": 10**24}), Item("2", text="blue")]
+    with HashCollection.create(str(tmp_path / "a.db"), "a", words_encoder) as collection:
+        report = ingest_items(collection, items, words_encoder, fields=["n"])
+    assert report.sent == 1
+    assert [item for item, _ in report.failures] == ["1"]
 
 
 def test_codes_of_another_encoder_are_refused_before_anything_is_read(words_encoder, tmp_path):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 from click.core import ParameterSource
@@ -21,7 +22,7 @@ from cmh_milvus.cli.sources import (
     iterate_items,
     training_source,
 )
-from cmh_milvus.errors import ArtefactError, CmhError, QualityGateMissed, SettingsError
+from cmh_milvus.errors import ArtefactError, CmhError, DataError, QualityGateMissed, SettingsError
 
 if TYPE_CHECKING:
     from cmh_milvus.datasets.base import Item
@@ -62,13 +63,25 @@ class _Group(click.Group):
             say(f"Error: {error}")
             ctx.exit(error.exit_code)
         except OSError as error:
-            if isinstance(error, BrokenPipeError) or error.filename is None:
+            if isinstance(error, BrokenPipeError):
                 raise
-            say(f"Error: {error.filename!r} cannot be used: {error.strerror}")
+            if error.filename is None:  # as where the disk is full
+                say(f"Error: something cannot be read or written: {error.strerror or error}")
+                _give_up_stdout()
+            else:
+                say(f"Error: {error.filename!r} cannot be used: {error.strerror}")
             ctx.exit(CmhError.exit_code)
         except (KeyboardInterrupt, click.Abort):
             say("interrupted: run the same command again to go on where it stopped")
             ctx.exit(EXIT_INTERRUPTED)
+
+
+def _give_up_stdout() -> None:
+    """If stdout takes no more, let go of what it has not taken: Python would try again at its end, and say so."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
@@ -280,15 +293,16 @@ def ingest(
       cmh-milvus ingest photos/ -m photos-64 --uri http://localhost:19530 -c photos
     """
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder
-    from cmh_milvus.ingestion import ingest_items
+    from cmh_milvus.ingestion import check_fields, ingest_items
     from cmh_milvus.store import HashCollection, manifest_path
 
+    check_fields(fields)
     encoder = CrossModalHashEncoder.from_pretrained(model, device=device)
     failures: list[tuple[str, str]] = []
     missing = set(fields)
 
     def items() -> Iterator[Item]:
-        for item in iterate_items(source, columns, failures):
+        for item in iterate_items(source, columns, failures, fields):
             missing.difference_update(item.fields)
             yield item
 
@@ -314,6 +328,12 @@ def ingest(
         manifest_file.name.replace(".manifest.jsonl", ".failures.jsonl")
     )
     write_failures(failures_file, failures)
+    if not report.sent and not report.skipped:
+        item, reason = failures[0]
+        raise DataError(
+            f"nothing of {source} can be stored: {_count(failures)} failed, listed in {failures_file}; the first: "
+            f"{item}: {reason}"
+        )
     row = {
         "collection": collection,
         "uri": uri,
@@ -374,8 +394,9 @@ def query(
         raise click.UsageError("give --text or --image, or both")
     if top is not None and radius is not None:
         raise click.UsageError("--top and --radius exclude each other: the nearest, or all within a radius")
-    if list(texts) == ["-"]:
-        texts = [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    texts = [text for given in texts for text in (_lines(sys.stdin) if given == "-" else [given])]
+    if not texts and not images:
+        raise DataError("standard input holds no text to look for: give one a line")
     encoder = CrossModalHashEncoder.from_pretrained(model, device=device)
     shown = list(fields) or ["caption", "uri"]
     rows: list[dict[str, Any]] = []
@@ -398,7 +419,14 @@ def query(
                 rows += [_hit_row(question, rank, hit, shown) for rank, hit in enumerate(hits, start=1)]
     if not rows:
         say("nothing found")
+    for name in fields:
+        if rows and all(row[name] is None for row in rows):
+            say(f"--field {name}: no hit has a field of that name")
     print_rows(rows, output_format)
+
+
+def _lines(file: TextIO) -> list[str]:
+    return [line.rstrip("\r\n") for line in file if line.strip()]
 
 
 def _hit_row(question: str, rank: int, hit: Hit, shown: Sequence[str]) -> dict[str, Any]:
@@ -454,8 +482,8 @@ def evaluate(
 
     SOURCE needs labels: relevant is what shares one with the query. The queries are those that `train` held out, or
     those of SOURCE's own split. Figures go to stdout, to evaluation.json in the first encoder's folder, and to the page
-    of --report; what is wrong with the split goes to stderr. With --uri the same rankings are read through the
-    collection and compared with brute force.
+    of --report; what is wrong with the split goes to stderr. A table leaves out intervals and more that csv and json
+    have. With --uri the same rankings are read through the collection and compared with brute force.
 
     \b
     Examples:
@@ -464,7 +492,8 @@ def evaluate(
     """
     from cmh_milvus.comparison import BASELINES, Candidate, compare, encode_pairs, packed, train_candidate
     from cmh_milvus.encoders.encoder import CrossModalHashEncoder, read_json, write_json
-    from cmh_milvus.evaluation import CROSS_MODAL
+    from cmh_milvus.evaluation import CROSS_MODAL, TABLE_COLUMNS
+    from cmh_milvus.methods import get_method
     from cmh_milvus.report.page import SizeLine, render_page, write_page
     from cmh_milvus.store import HashCollection
 
@@ -472,6 +501,11 @@ def evaluate(
         raise click.UsageError("give --model or --method, or both")
     if uri is not None and not models:
         raise click.UsageError("--uri needs --model: a collection holds the codes of an encoder folder")
+    if min_map is not None and not 0 <= min_map <= 1:  # nor nan
+        raise click.UsageError(f"--min-map is a MAP between 0 and 1, got {min_map}")
+    for method in methods_:
+        get_method(method)
+    given_lengths = None if bits_list is None else _bits(bits_list)
     encoders = [CrossModalHashEncoder.from_pretrained(model, device=device) for model in models]
     records = [read_json(Path(model) / "training.json") for model in models]
     for model, encoder in zip(models[1:], encoders[1:], strict=True):
@@ -505,7 +539,7 @@ def evaluate(
         relaxed = encode_pairs(encoder, data)
         name = Path(model).resolve().name
         candidates.append(Candidate(name, packed(relaxed), encoder.fingerprint, record.get("seconds"), relaxed))
-    lengths = sorted({encoder.n_bits for encoder in encoders}) if bits_list is None else _bits(bits_list)
+    lengths = sorted({encoder.n_bits for encoder in encoders}) if given_lengths is None else given_lengths
     for method in dict.fromkeys((*methods_, *(BASELINES if baselines else ()))):  # each once
         for n_bits in lengths or [64]:
             with progress_bar(f"training {method}, {n_bits} bits") as progress:
@@ -518,10 +552,12 @@ def evaluate(
         through = report.through_collection
         assert through is not None
         say(f"through the collection: MAP differs by {through.difference:.1e}, {through.missing} rows are missing")
-    if models:
-        write_json(Path(models[0]) / "evaluation.json", report.to_json())
     for finding in report.audit:
         say(f"{'LEAK: ' if finding.leak else ''}{finding.text}")
+    about = f"{report.data['n_query']} queries, {report.data['n_database']} in the database, chance {report.chance:.3f}"
+    print_rows(report.rows(), output_format, about, TABLE_COLUMNS)  # first, as no file may be writable
+    if models:
+        write_json(Path(models[0]) / "evaluation.json", report.to_json())
     if page is not None:
         n_bits = report.results[0].n_bits
         sizes = [
@@ -531,7 +567,6 @@ def evaluate(
         ]
         write_page(page, render_page(f"Evaluation on {data.name}", report, sizes=sizes))
         say(f"page: {page}")
-    print_rows(report.rows(), output_format)
     reached = sum(report.results[0].directions[d].estimates["MAP@all"].mean for d in CROSS_MODAL) / len(CROSS_MODAL)
     if min_map is not None and reached < min_map:
         raise QualityGateMissed(
@@ -540,7 +575,7 @@ def evaluate(
     if strict and any(finding.leak for finding in report.audit):
         raise QualityGateMissed("the split leaks (see above), so the figures cannot be trusted: mend the split")
     if loaded.failures:
-        say(f"{len(loaded.failures)} items were left out; the first: {': '.join(loaded.failures[0])}")
+        say(f"{_count(loaded.failures)} left out; the first: {': '.join(loaded.failures[0])}")
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
@@ -594,14 +629,14 @@ def benchmark(
     r"""Train and measure methods x code lengths x data sets x seeds; prints means and deviations over seeds.
 
     SOURCES are .npz files of features with a split, or `emoji`; a file's array of text features may be named after a
-    colon. An interrupted run goes on where it stopped.
+    colon. An interrupted run goes on where it stopped. A table leaves out columns that csv and json have.
 
     \b
     Examples:
       cmh-milvus benchmark features.npz emoji --method duet --method dcmh --bits 16,64 --seeds 3
       cmh-milvus benchmark features.npz:text_minilm --method duet --method duet:pair_weight=0.1 --report page.html
     """
-    from cmh_milvus.benchmark import Cell, run_benchmark, summary
+    from cmh_milvus.benchmark import TABLE_COLUMNS, Cell, run_benchmark, summary
     from cmh_milvus.methods import list_methods
     from cmh_milvus.report.benchmark import render_benchmark
     from cmh_milvus.report.page import write_page
@@ -616,10 +651,10 @@ def benchmark(
 
         rows = run_benchmark(data_sets, chosen, lengths, seeds, output, device=device, done=done)
     lines = list(summary(rows))
+    print_rows(lines, output_format, "benchmark", TABLE_COLUMNS)
     if page is not None:
         write_page(page, render_benchmark("Methods side by side", lines))
         say(f"page: {page}")
-    print_rows(lines, output_format, "benchmark")
 
 
 @cli.command()
@@ -744,8 +779,12 @@ def _end(failures: Sequence[tuple[str, str]], failures_file: Path) -> None:
     """Exit with 3 where items failed, and say where they are listed."""
     if failures:
         item, reason = failures[0]
-        say(f"{len(failures)} items failed, listed in {failures_file}; the first: {item}: {reason}")
+        say(f"{_count(failures)} failed, listed in {failures_file}; the first: {item}: {reason}")
         click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _count(failures: Sequence[tuple[str, str]]) -> str:
+    return "1 item" if len(failures) == 1 else f"{len(failures)} items"
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, str]:

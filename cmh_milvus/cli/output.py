@@ -18,6 +18,8 @@ import click
 
 DEVIATION = " +-"  # ends the name of the column that holds another column's deviation
 FORMATS = ("table", "json", "jsonl", "csv", "html")
+UNBROKEN = 13  # a word of a table is not broken unless it is longer
+BETWEEN = 3  # spaces between the columns of a table
 LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal
 
 Row = Mapping[str, Any]
@@ -28,34 +30,53 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def print_rows(rows: Sequence[Row], output_format: str | None, title: str = "") -> None:
+def print_rows(
+    rows: Sequence[Row], output_format: str | None, title: str = "", table_columns: Sequence[str] | None = None
+) -> None:
     """Print results on stdout.
 
     Args:
         rows: Flat rows with equal keys.
         output_format: One of `FORMATS`, or "latex"; None means a table on a terminal, JSON lines otherwise.
         title: Of the table.
+        table_columns: Those that a table shows, where all of them would be too wide; the other formats have all.
     """
     chosen = output_format or ("table" if sys.stdout.isatty() else "jsonl")
-    writers = {"table": _table, "json": _json, "jsonl": _jsonl, "csv": _csv, "html": _html, "latex": _latex}
-    writers[chosen](rows, title)
+    if chosen == "table":
+        _table(rows, title, table_columns)
+        return
+    writers = {"json": _json, "jsonl": _jsonl, "csv": _csv, "html": _html, "latex": _latex}
+    writers[chosen](rows)
 
 
-def _table(rows: Sequence[Row], title: str) -> None:
+def _table(rows: Sequence[Row], title: str, wanted: Sequence[str] | None) -> None:
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     rows = _for_people(rows)
-    columns = list(rows[0]) if rows else []
-    table = Table(title=title or None, box=box.SIMPLE_HEAD)
-    for column in columns:
-        number = all(isinstance(row[column], (int, float, type(None))) for row in rows)
-        table.add_column(Text(column), justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(_cell(row[column])) for column in columns))
-    Console(file=sys.stdout).print(table)
+    columns = [column for column in (rows[0] if rows else ()) if wanted is None or column in wanted]
+    console = Console(file=sys.stdout)
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False)
+    cells = {column: [_cell(row[column]) for row in rows] for column in columns}
+    numbers = [all(isinstance(row[column], (int, float, type(None))) for row in rows) for column in columns]
+    headings = [name.replace(" ", "\n") if number else name for name, number in zip(columns, numbers, strict=True)]
+    smallest, widths = [], []
+    for heading, column in zip(headings, columns, strict=True):
+        shown = [heading, *cells[column]]
+        smallest.append(min(UNBROKEN, max((cell_len(word) for cell in shown for word in cell.split()), default=1)))
+        widths.append(max(1, *(cell_len(line) for cell in shown for line in cell.split("\n"))))
+    while sum(widths) + BETWEEN * len(widths) > console.width and widths != smallest:
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > smallest[i], widths[i]))
+        widths[widest] -= 1
+    for heading, number, width in zip(headings, numbers, widths, strict=True):
+        table.add_column(Text(heading), justify="right" if number else "left", overflow="fold", width=width)
+    for row in zip(*cells.values(), strict=True):
+        table.add_row(*map(Text, row))
+    console.width = max(console.width, sum(widths) + BETWEEN * len(widths))
+    console.print(table)
 
 
 def _for_people(rows: Sequence[Row]) -> list[Row]:
@@ -79,11 +100,11 @@ def _flat(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _json(rows: Sequence[Row], title: str) -> None:
+def _json(rows: Sequence[Row]) -> None:
     click.echo(json.dumps([_without_nan(row) for row in rows], ensure_ascii=False, indent=2))
 
 
-def _jsonl(rows: Sequence[Row], title: str) -> None:
+def _jsonl(rows: Sequence[Row]) -> None:
     for row in rows:
         click.echo(json.dumps(_without_nan(row), ensure_ascii=False))
 
@@ -93,7 +114,7 @@ def _without_nan(row: Row) -> Row:
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
 
 
-def _csv(rows: Sequence[Row], title: str) -> None:
+def _csv(rows: Sequence[Row]) -> None:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
     writer.writeheader()
@@ -101,7 +122,7 @@ def _csv(rows: Sequence[Row], title: str) -> None:
     click.echo(buffer.getvalue(), nl=False)
 
 
-def _html(rows: Sequence[Row], title: str) -> None:
+def _html(rows: Sequence[Row]) -> None:
     rows = _for_people(rows)
     head = "".join(f"<th>{html.escape(key)}</th>" for key in (rows[0] if rows else ()))
     body = "\n".join(
@@ -110,7 +131,7 @@ def _html(rows: Sequence[Row], title: str) -> None:
     click.echo(f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>")
 
 
-def _latex(rows: Sequence[Row], title: str) -> None:
+def _latex(rows: Sequence[Row]) -> None:
     columns = list(rows[0]) if rows else []
     lines = [
         rf"\begin{{tabular}}{{{'l' * len(columns)}}}",

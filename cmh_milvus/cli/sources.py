@@ -45,8 +45,13 @@ class Source:
     failures: Failures
 
 
-def iterate_items(source: str, columns: Mapping[str, Any], failures: Failures) -> Iterator[Item]:
-    """Items of SOURCE one by one; what is unusable is added to `failures`."""
+def iterate_items(
+    source: str, columns: Mapping[str, Any], failures: Failures, fields: Sequence[str] = ()
+) -> Iterator[Item]:
+    """Items of SOURCE one by one; what is unusable is added to `failures`.
+
+    Columns among `fields` hold numbers where a table holds nothing else there.
+    """
     if source == EMOJI:
         from cmh_milvus.datasets.emoji import load_emoji
 
@@ -55,7 +60,12 @@ def iterate_items(source: str, columns: Mapping[str, Any], failures: Failures) -
         raise SettingsError(f"{source} holds features, and codes are made of pictures and texts: give those")
     from cmh_milvus.datasets.files import read_items
 
-    return read_items(source, **columns, on_failure=lambda failure: failures.append((failure.id, failure.reason)))
+    return read_items(
+        source,
+        **columns,
+        number_columns=fields,
+        on_failure=lambda failure: failures.append((failure.id, failure.reason)),
+    )
 
 
 def training_source(

@@ -9,12 +9,15 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import math
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast, get_args
 
@@ -38,6 +41,8 @@ _NAMES = {
     "label": ("labels", "label", "tags"),
 }
 _ROWS_PEEKED = 100
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]*)")  # 007 and 1_000 are no numbers
+_NUMBER = re.compile(r"-?((0|[1-9][0-9]*)(\.[0-9]+)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 _log = logging.getLogger(__name__)
 
@@ -98,6 +103,7 @@ def read_items(
     text_column: str | None = None,
     label_column: str | None = None,
     label_separator: str = ",",
+    number_columns: Sequence[str] = (),
     on_failure: OnFailure | None = None,
 ) -> Iterator[Item]:
     r"""Items of a source, one by one, in its order.
@@ -115,6 +121,8 @@ def read_items(
         text_column: By default the first of text, caption, title.
         label_column: By default the first of labels, label, tags. Its values are lists, or text to be split.
         label_separator: Between labels where they are one text.
+        number_columns: Further columns of a CSV or TSV that become int or float if every cell is a plain number or
+            empty; an empty cell is then None. Whole numbers beyond 64 bits are none. The file is read once more.
         on_failure: Called with each item that is left out; by default they are logged.
 
     Raises:
@@ -141,7 +149,7 @@ def read_items(
             raise SettingsError(f"a folder of pictures has no columns, so {named[0]!r} cannot be one of them")
         candidates = _folder_items(cast(Path, path))
     else:
-        candidates = _row_items(path, kind, columns)
+        candidates = _row_items(path, kind, columns, number_columns)
     return _usable(candidates, _shown(source), on_failure or _log_failure)
 
 
@@ -298,14 +306,17 @@ def _pictures_below(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _row_items(path: Path | None, kind: Format, columns: _Columns) -> Iterator[tuple[str, Item | _BadItem]]:
+def _row_items(
+    path: Path | None, kind: Format, columns: _Columns, number_columns: Sequence[str]
+) -> Iterator[tuple[str, Item | _BadItem]]:
     root = (path.parent if path is not None else Path()).resolve()
     if path is None or kind == "jsonl":
         rows = _checked_columns(_jsonl_rows(path), columns, _shown(path or "-"))
     elif kind == "parquet":
         rows = _parquet_rows(path, columns)
     else:
-        rows = _csv_rows(path, columns, "," if kind == "csv" else "\t")
+        delimiter = "," if kind == "csv" else "\t"
+        rows = _with_numbers(partial(_csv_rows, path, columns, delimiter), columns, number_columns)
     for number, row in enumerate(rows, start=1):
         name = f"row {number}"
         if isinstance(row, _BadItem):
@@ -354,19 +365,57 @@ def _csv_rows(path: Path, columns: _Columns, delimiter: str) -> Iterator[dict[st
             raise DataError(f"{_shown(path)} is empty: it needs a first line with the names of its columns")
         columns.check(header, _shown(path))
         while True:
+            first = reader.line_num + 1
             try:
                 row = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield _BadItem(f"line {reader.line_num} cannot be read: {error}")
+                yield _BadItem(_torn_row(first, reader.line_num, error))
                 continue
             if not row:
                 continue  # an empty line
             if len(row) != len(header):
-                yield _BadItem(f"it has {len(row)} fields where the first line names {len(header)}")
+                lines = f" (lines {first} to {reader.line_num})" if reader.line_num > first else ""
+                yield _BadItem(f"it has {len(row)} fields where the first line names {len(header)}{lines}")
             else:
                 yield dict(zip(header, row, strict=True))
+
+
+def _torn_row(first: int, last: int, error: csv.Error) -> str:
+    if "unexpected end of data" in str(error):
+        lines = f"lines {first} to {last}" if last > first else f"line {first}"
+        return f"{lines}: a quote opened on line {first} is not closed"
+    if last > first:
+        return f"lines {first} to {last} cannot be read as one row: {error}; look for a quote that is not closed"
+    return f"line {first} cannot be read: {error}"
+
+
+def _with_numbers(
+    read: Callable[[], Iterator[dict[str, Any] | _BadItem]], columns: _Columns, names: Sequence[str]
+) -> Iterator[dict[str, Any] | _BadItem]:
+    """The rows, with int or float in those of the named columns that hold nothing else; reads them all to find out."""
+    kinds: dict[str, type[int] | type[float] | None] = {}  # None: some cell is no number
+    if names:
+        for row in read():
+            if isinstance(row, _BadItem):
+                continue
+            parts = {columns.find(part, list(row)) for part in _NAMES}
+            for name in names:
+                if name in row and name not in parts and row[name] and kinds.get(name, int) is not None:
+                    kind = _number_kind(row[name])
+                    kinds[name] = float if kind is int and kinds.get(name) is float else kind
+    for row in read():
+        if isinstance(row, dict):
+            numbers = {name: kind(row[name]) if row[name] else None for name, kind in kinds.items() if kind is not None}
+            row = row | numbers
+        yield row
+
+
+def _number_kind(cell: str) -> type[int] | type[float] | None:
+    if _WHOLE.fullmatch(cell):
+        return int if len(cell) <= 20 and -(2**63) <= int(cell) < 2**63 else None
+    return float if _NUMBER.fullmatch(cell) and math.isfinite(float(cell)) else None
 
 
 def _open_text(path: Path) -> Any:
@@ -418,7 +467,9 @@ def _parquet_rows(path: Path, columns: _Columns) -> Iterator[dict[str, Any] | _B
             columns.check(file.schema_arrow.names, _shown(path))
             for batch in file.iter_batches(batch_size=1024):
                 yield from batch.to_pylist()
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+    except SettingsError:  # of `check`; a ValueError too
+        raise
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:  # such as a time beyond Python's
         raise DataError(f"{_shown(path)} cannot be read as Parquet: {error}") from error
 
 

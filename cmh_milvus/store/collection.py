@@ -480,7 +480,7 @@ class HashCollection:
         except UnicodeEncodeError:
             raise bad("its id or a field holds a broken character (an unpaired surrogate)") from None
         except (TypeError, ValueError) as error:
-            raise bad(f"its fields are not JSON ({error})") from None
+            raise bad(f"its fields are not JSON ({error}): leave out bytes, durations, nan and infinity") from None
         if not all(map(_fits, fields.values())):
             raise bad("a field holds an integer of more than 64 bits, or a dict whose keys are no str")
         if size > MAX_FIELDS_BYTES:

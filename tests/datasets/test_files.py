@@ -250,6 +250,56 @@ def test_csv_rows_that_cannot_be_read(tmp_path):
     assert failures["7"] == "its text is not valid UTF-8"
 
 
+def test_quotes_that_are_not_closed(tmp_path):
+    """The failure tells which lines were swallowed; where a later cell has quotes, up to there."""
+    good = "".join(f"{i},text {i}\n" for i in range(2, 11))
+    rest = "".join(f"{i},text {i}\n" for i in range(12, 62))
+    path = write(tmp_path / "a.csv", f'id,text\n{good}11,"open\n{rest}')
+    items, failures = read(path)
+    assert [item.id for item in items] == [str(i) for i in range(2, 11)]
+    assert failures == {"row 10": "lines 11 to 61: a quote opened on line 11 is not closed"}
+
+    write(path, path.read_text().replace("text 40", '"text 40"'))
+    items, failures = read(path)
+    assert [item.id for item in items] == [str(i) for i in range(2, 62) if not 11 <= i <= 40]
+    assert "lines 11 to 40 cannot be read as one row" in failures["row 10"]
+
+    write(path, path.read_text().replace('"text 40"', 'text 40",x'))
+    assert read(path)[1] == {"row 10": "it has 3 fields where the first line names 2 (lines 11 to 40)"}
+
+    write(path, 'id,text\n1,a\n2,"b')
+    assert read(path)[1] == {"row 2": "line 3: a quote opened on line 3 is not closed"}
+
+
+COLUMNS_OF_NUMBERS = {
+    ("59", "", "-3"): [59, None, -3],
+    ("0", "2.5", "7"): [0.0, 2.5, 7.0],
+    (".5", "1e-3", "-0.25"): [0.5, 0.001, -0.25],
+    (str(2**63 - 1), str(-(2**63)), "1"): [2**63 - 1, -(2**63), 1],
+}
+COLUMNS_OF_TEXTS = [
+    *[("1", cell, "2") for cell in ("007", "1_000", "nan", "inf", "1e999", "20 EUR", " 3", "+4", "5.", "0x1F", "٣")],
+    ("1", str(2**63), "2"),
+    ("1.5", "1" + "0" * 5000, "2"),
+    ("", "", ""),
+    ("n/a", "1", "2"),
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+@pytest.mark.parametrize("cells", [*COLUMNS_OF_NUMBERS, *COLUMNS_OF_TEXTS], ids=lambda cells: f"{cells}"[:40])
+def test_columns_of_numbers(tmp_path, suffix, cells):
+    rows = [["id", "text", "n"], *([str(i), "a", cell] for i, cell in enumerate(cells))]
+    with (tmp_path / f"a.{suffix}").open("w", newline="") as file:
+        csv.writer(file, delimiter="," if suffix == "csv" else "\t").writerows(rows)
+    for asked in (["n", "id", "absent"], []):
+        expected = COLUMNS_OF_NUMBERS.get(cells, list(cells)) if asked else list(cells)
+        items, _ = read(tmp_path / f"a.{suffix}", number_columns=asked)
+        values = [item.fields["n"] for item in items]
+        assert (values, list(map(type, values))) == (expected, list(map(type, expected)))
+        assert [item.id for item in items] == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -269,6 +319,13 @@ def test_files_without_usable_items(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read(tmp_path / name)
+
+
+def test_parquet_times_that_python_has_not(tmp_path):
+    table = pa.table({"text": ["a"], "at": pa.array([10**18], pa.timestamp("ms"))})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read(tmp_path / "a.parquet")
 
 
 def test_parquet_texts_that_are_not_utf8(tmp_path):
