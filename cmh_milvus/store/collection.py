@@ -683,6 +683,18 @@ class HashCollection:
                 lower, upper = _halves(part, [row["pk"] for row in rows])
                 ranges += [upper, lower]
 
+    def missing(self, pks: Iterable[str]) -> set[str]:
+        """Which primary keys have no row, of all that has been written (`Strong`).
+
+        Args:
+            pks: As `Row.pk` gives them.
+
+        Raises:
+            StoreError: Milvus refused, or did not answer.
+        """
+        wanted = set(pks)
+        return wanted - self._fields(wanted, {"output_fields": ["pk"], "consistency_level": "Strong"}).keys()
+
     # Under the hood
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:

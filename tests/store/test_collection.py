@@ -154,6 +154,14 @@ def test_delete_takes_both_modalities_and_passes_over_the_absent(empty):
     assert empty.count() == 4
 
 
+def test_missing_keys_are_found_among_thousands(empty):
+    assert empty.missing(["a#text"]) == {"a#text"}
+    empty.upsert(Row(f"{i}", "text", b"ab") for i in range(2_500))
+    empty.delete(["7", "2400"])
+    assert empty.missing(Row(f"{i}", "text", b"").pk for i in range(2_501)) == {"7#text", "2400#text", "2500#text"}
+    assert empty.missing([]) == set()
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -232,6 +240,7 @@ def test_odd_ids_can_be_deleted(empty):
     empty.upsert(Row(i, "text", b"ac") for i in ids)
     [hits] = empty.lookup([b"ac"], 0)
     assert sorted(hit.item_id for hit in hits) == sorted(ids)
+    assert empty.missing([*hits.pks, "absent#text"]) == {"absent#text"}
     for i in ids[:8]:
         assert empty.delete([i]) == 1, i
     assert empty.delete(ids) == empty.count() + len(ids) - 8 == len(ids) - 8

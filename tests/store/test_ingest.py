@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
@@ -108,13 +109,29 @@ def test_deleted_rows_are_no_longer_done(empty, tmp_path):
         assert ingest(empty, batches(rows), manifest) == IngestReport(2, 10, 12)
 
 
-def test_rows_that_vanish_meanwhile_are_noticed(empty, tmp_path):
+def test_deleted_rows_are_no_longer_done_whatever_else_the_collection_holds(empty, tmp_path):
+    rows, others = make_rows(range(12)), make_rows(range(100, 2_100))
+    with Manifest(tmp_path / "m.jsonl", empty) as manifest:
+        ingest(empty, batches(rows), manifest)
+    ingest(empty, batches(others, 1_000))
+    empty.delete(["3", "4"])
+    for sent in (2, 0):
+        with Manifest(tmp_path / "m.jsonl", empty) as manifest:
+            assert ingest(empty, batches(rows), manifest) == IngestReport(sent, 12 - sent, 2_012)
+    assert {"3#image", "4#image"} <= dict(empty.codes()).keys()
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_rows_that_vanish_meanwhile_are_noticed(empty, tmp_path, with_manifest):
+    ingest(empty, [make_rows(range(100, 110))])
+
     def source():
         yield make_rows(range(10))
         empty.delete(["0"])
         yield make_rows(range(10, 20))
 
-    with Manifest(tmp_path / "m.jsonl", empty) as manifest, pytest.raises(StoreError, match="19 rows after 20"):
+    manifest = Manifest(tmp_path / "m.jsonl", empty) if with_manifest else None
+    with nullcontext() if manifest is None else manifest, pytest.raises(StoreError, match="1 of 20 rows are missing"):
         ingest(empty, source(), manifest)
 
 
