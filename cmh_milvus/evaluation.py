@@ -37,6 +37,7 @@ DIRECTION_LABELS: dict[Direction, str] = {
     "text_to_text": "T→T",
 }
 NEAR_BITS, NEAR_RADIUS = 256, 8  # near duplicates: random-projection signs of the features within this radius
+EQUAL_SCORES = 1e-12  # cosines of float vectors this close, in double precision, differ by rounding alone
 TOP_N = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 FIGURES = ("MAP@all", "NDCG@10", "own R@1", "own R@10")
 RULES = {
@@ -274,6 +275,8 @@ def evaluate_floats(
 ) -> EncoderResult:
     """The same by cosine of float vectors: the ceiling of what their signs can reach.
 
+    Equal cosines are ties, as equal distances of codes are.
+
     Args:
         name: In the report.
         vectors: "image" and "text" vectors of all items in one space, float32 (n, dim).
@@ -284,15 +287,20 @@ def evaluate_floats(
         DataError: No labels, or an empty query or database split.
     """
     split, labels = data.split, require_labels(data)
-    unit = {key: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for key, x in vectors.items()}
+    wide = {key: x.astype(np.float64) for key, x in vectors.items()}
+    unit = {key: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for key, x in wide.items()}
     directions: dict[Direction, DirectionResult] = {}
     for direction, (one, other) in DIRECTIONS.items():
         query, database = unit[one][split.query], unit[other][split.database]
+        block = max(1, 500_000 // len(database))
 
         def table_of(
-            block: slice, query: NDArray[np.float32] = query, database: NDArray[np.float32] = database
+            block: slice, query: NDArray[np.float64] = query, database: NDArray[np.float64] = database
         ) -> DistanceTable:
-            order = np.argsort(-(query[block] @ database.T), axis=1, kind="stable")  # (m, n)
+            scores = query[block] @ database.T  # (m, n)
+            order = np.argsort(-scores, axis=1)
+            falls = -np.diff(np.take_along_axis(scores, order, axis=1), axis=1, prepend=2.0)
+            groups = np.cumsum(falls > EQUAL_SCORES, axis=1) - 1  # from 0 on, as 2 is no cosine
             exact = distance_table(
                 _NO_CODE[np.zeros(len(order), dtype=int)],
                 _NO_CODE[np.zeros(len(database), dtype=int)],
@@ -302,18 +310,32 @@ def evaluate_floats(
             )
             overlap = _jaccard(labels[split.query[block]], labels[split.database])
             grades = np.searchsorted(exact.gains, np.take_along_axis(overlap, order, axis=1) - 1e-9)
-            return metrics.ranked_table(grades, exact.gains)
+            counts = np.zeros((*order.shape, len(exact.gains)), dtype=np.uint32)
+            np.add.at(counts, (np.arange(len(order))[:, None], groups, grades), 1)
+            return DistanceTable(counts, exact.gains)
 
         own = None
         if direction in CROSS_MODAL:
-            scores = query @ np.concatenate([unit[other][split.query], database]).T
-            mine = np.diagonal(scores)[:, None]
-            own = ((scores > mine).sum(axis=1), (scores == mine).sum(axis=1))
-        block = max(1, 500_000 // len(database))
+            everything = np.concatenate([unit[other][split.query], database])
+            own = _own_ranks_by_score(query, everything, block)
         directions[direction] = _measure(table_of, len(query), len(database), own, seed, block, lookups=False)
     dim = vectors["image"].shape[1]
     distinct = len(np.unique(vectors["image"], axis=0)) / len(vectors["image"])
     return EncoderResult(name, 32 * dim, "", distinct, None, directions)
+
+
+def _own_ranks_by_score(
+    query: NDArray[np.float64], database: NDArray[np.float64], block: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `own_pair_ranks`, by the greatest inner product; row i of the database is query i's own."""
+    closer, tied = np.zeros((2, len(query)), dtype=np.int64)
+    for start in range(0, len(query), block):
+        rows = slice(start, start + block)
+        scores = query[rows] @ database.T  # (n_block, n_database)
+        lead = scores - np.diagonal(scores, start)[:, None]
+        closer[rows] = (lead > EQUAL_SCORES).sum(axis=1)
+        tied[rows] = (abs(lead) <= EQUAL_SCORES).sum(axis=1)
+    return closer, tied
 
 
 _NO_CODE = np.zeros((1, 1), dtype=np.uint8)
