@@ -47,7 +47,10 @@ Consistency = Literal["Strong", "Session", "Bounded", "Eventually"]
 _T = TypeVar("_T")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _OWN_FIELDS = ("pk", "item_id", "modality", "code")
-_WORDS = ("and", "or", "not", "in", "like", "exists", "is", "null", "true", "false")  # of Milvus's filters
+_WORDS = (  # of Milvus's filters
+    *("and", "or", "not", "in", "like", "exists", "is", "null", "true", "false", "array_length"),
+    *(f"{of}_contains{what}" for of in ("array", "json") for what in ("", "_all", "_any")),
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 

@@ -355,6 +355,23 @@ def test_impossible_output_fields(filled, names):
         filled.search([b"ab"], output_fields=names)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "array_length",
+        *("array_contains", "array_contains_all", "array_contains_any"),
+        *("json_contains", "json_contains_all", "json_contains_any"),
+    ],
+)
+def test_functions_of_filters_are_no_names_of_fields(filled, name):
+    """Milvus Lite ends over them."""
+    for spelt in (name, name.upper()):
+        with pytest.raises(SettingsError, match="output field"):
+            filled.search([b"ab"], output_fields=[spelt])
+        with pytest.raises(DataError, match="no word of Milvus's filters"):
+            filled.upsert([Row("a", "image", b"ab", {spelt: 1})])
+
+
 def test_limits_of_numpy(filled):
     assert filled.search([b"ab"], limit=np.int64(3)) == filled.search([b"ab"], limit=3)
 
