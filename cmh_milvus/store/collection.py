@@ -480,11 +480,12 @@ class HashCollection:
                 raise bad(f"its id is longer than {MAX_ID_BYTES} bytes (a percent sign or an apostrophe counts 3)")
             fields = {name: _cut(value) if isinstance(value, str) else value for name, value in row.fields.items()}
             size = len(json.dumps(fields, ensure_ascii=False, allow_nan=False).encode())
+            fits = all(map(_fits, fields.values()))
         except UnicodeEncodeError:
             raise bad("its id or a field holds a broken character (an unpaired surrogate)") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise bad(f"its fields are not JSON ({error})") from None
-        if not all(map(_fits, fields.values())):
+        if not fits:
             raise bad("a field holds an integer of more than 64 bits, or a dict whose keys are no str")
         if size > MAX_FIELDS_BYTES:
             raise bad(f"its fields take {size} bytes as JSON, and Milvus takes {MAX_FIELDS_BYTES}")

@@ -194,11 +194,15 @@ def ingest(
     upserted = skipped = 0
     seen: set[str] = set()
     for rows in batches:
-        batch = list({row.pk: row for row in rows}.values())  # the last of equal keys counts
+        by_key: dict[str, Row] = {}  # the last of equal keys counts
+        for row in rows:
+            collection.check_row(row)
+            by_key[row.pk] = row
+        batch = list(by_key.values())
         todo = [row for row in batch if manifest is None or not manifest.done(row.pk, _hash(row))]
         skipped += len(batch) - len(todo)
         upserted += collection.upsert(todo)
-        seen.update(row.pk for row in batch)
+        seen.update(by_key)
         if manifest is not None:
             manifest.acknowledge(todo)
     if missing := collection.missing(seen):

@@ -73,6 +73,15 @@ def test_a_bad_row_stops_the_ingest_and_what_came_before_counts(empty, tmp_path)
         assert len(manifest) == 5
 
 
+@pytest.mark.parametrize("with_manifest", [True, False])
+@pytest.mark.parametrize(
+    "bad", [Row(5, "image", b"ab"), Row("a", "image", b"ab", {"x": {1: 2, "a": 3}}), Row("a", "image", None)]
+)
+def test_bad_rows_of_any_form_are_told(empty, tmp_path, bad, with_manifest):
+    with Manifest(tmp_path / "m.jsonl", empty) as manifest, pytest.raises(DataError, match="cannot be stored"):
+        ingest(empty, [[bad]], manifest if with_manifest else None)
+
+
 def test_a_torn_line_costs_only_itself(empty, tmp_path):
     tails = [b'{"5#image": "12', b"\0" * 40, b'{"5#image": "123"}', b"\xff\xfe\n", b"[1]\n"]
     for number, tail in enumerate(tails):
