@@ -249,8 +249,9 @@ def evaluate_codes(
         seed: Of the bootstrap.
 
     Raises:
-        DataError: No labels, or an empty query or database split.
+        DataError: No labels, an empty query or database split, or not one row for each item.
     """
+    _check_rows(codes, data)
     split, labels = data.split, require_labels(data)
     directions: dict[Direction, DirectionResult] = {}
     for direction, (one, other) in DIRECTIONS.items():
@@ -284,8 +285,9 @@ def evaluate_floats(
         seed: Of the bootstrap.
 
     Raises:
-        DataError: No labels, or an empty query or database split.
+        DataError: No labels, an empty query or database split, or not one row for each item.
     """
+    _check_rows(vectors, data)
     split, labels = data.split, require_labels(data)
     wide = {key: x.astype(np.float64) for key, x in vectors.items()}
     unit = {key: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for key, x in wide.items()}
@@ -336,6 +338,16 @@ def _own_ranks_by_score(
         closer[rows] = (lead > EQUAL_SCORES).sum(axis=1)
         tied[rows] = (abs(lead) <= EQUAL_SCORES).sum(axis=1)
     return closer, tied
+
+
+def _check_rows(arrays: Mapping[str, NDArray[Any]], data: PairedFeatures) -> None:
+    for modality in ("image", "text"):
+        n = len(arrays[modality]) if modality in arrays else 0
+        if n != len(data.ids):
+            raise DataError(
+                f"there are {n} {modality} rows for the {len(data.ids)} items of {data.name}: give a code or a vector "
+                "for each item, in the items' order"
+            )
 
 
 _NO_CODE = np.zeros((1, 1), dtype=np.uint8)
@@ -459,7 +471,7 @@ def audit_split(data: PairedFeatures, texts: Sequence[str] | None = None) -> lis
     ]
     for modality, features in (("picture", item_vectors(data.image)), ("text", item_vectors(data.text))):
         known = {row.tobytes() for row in features[split.database]}
-        twins = np.array([row.tobytes() in known for row in features[split.query]])
+        twins = np.array([row.tobytes() in known for row in features[split.query]], dtype=np.bool_)
         if twins.any():
             findings.append(Finding(f"{twins.sum()} of {n} queries have the very {modality} of a database item", True))
         near = _near_duplicates(features, split) & ~twins
@@ -491,6 +503,8 @@ def audit_split(data: PairedFeatures, texts: Sequence[str] | None = None) -> lis
 
 def _near_duplicates(features: NDArray[np.float32], split: Split) -> NDArray[np.bool_]:
     """Which queries have an item of the database within `NEAR_RADIUS`: bool (n_query,)."""
+    if not len(split.database):
+        return np.zeros(len(split.query), dtype=np.bool_)
     directions = np.random.default_rng(0).standard_normal((features.shape[1], NEAR_BITS)).astype(np.float32)
     centred = features - features[split.database].mean(axis=0)
     codes = pack(binarize(centred @ directions))
@@ -512,11 +526,13 @@ def evaluate_through(ranker: Ranker, codes: Mapping[str, PackedCodes], data: Pai
         data: Ids, labels and split.
 
     Raises:
-        DataError: The ranker returns a row twice, or a distance that codes of this length cannot have.
+        DataError: Not one code for each item, or the ranker returns a row twice, or a distance that codes of this
+            length cannot have.
     """
     from cmh_milvus.store import HashCollection, Row  # pymilvus takes a second to import; most evaluations need none
 
     rank = ranker.served if isinstance(ranker, HashCollection) else ranker.rank  # in any order: counts have none
+    _check_rows(codes, data)
     split, labels = data.split, require_labels(data)
     database_labels = labels[split.database].astype(np.float32)
     n_distances = codes["image"].shape[1] * 8 + 1

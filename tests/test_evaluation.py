@@ -93,6 +93,30 @@ def test_float_ranking_equals_a_slow_one(small, rng):
         assert measured.radius_recall == []
 
 
+def test_codes_of_other_items_are_refused(small):
+    data, codes = small
+    vectors = {name: rows.astype(np.float32) for name, rows in codes.items()}
+    for change in (lambda rows: rows[:5], lambda rows: np.concatenate([rows, rows])):
+        for name in ("image", "text"):
+            changed = codes | {name: change(codes[name])}
+            said = rf"{len(change(codes[name]))} {name} rows for the 40 items of small"
+            with pytest.raises(DataError, match=said):
+                evaluate_codes("x", changed, data)
+            with pytest.raises(DataError, match=said):
+                evaluate_floats("x", vectors | {name: change(vectors[name])}, data)
+            with pytest.raises(DataError, match=said):
+                evaluate_through(BruteForceRanker(data.ids, codes), changed, data)
+    with pytest.raises(DataError, match="0 text rows"):
+        evaluate_codes("x", {"image": codes["image"]}, data)
+
+
+@pytest.mark.parametrize("empty", ["query", "database"])
+def test_a_split_without_queries_or_database_can_be_audited(small, empty):
+    data, _ = small
+    split = dataclasses.replace(data.split, **{empty: np.arange(0)})
+    assert not any(finding.leak for finding in audit_split(dataclasses.replace(data, split=split), ["x"] * 40))
+
+
 def test_equal_cosines_are_ties(rng):
     """Figures are means over all orders of the tied items, and the order of the file has no say in them."""
     labels = rng.random((9, 3)) < 0.4
