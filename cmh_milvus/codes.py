@@ -25,16 +25,16 @@ def check_n_bits(n_bits: int) -> int:
         n_bits: Code length in bits.
 
     Raises:
-        SettingsError: `n_bits` is not a multiple of 8 between 8 and 32,768.
+        SettingsError: `n_bits` is no integer, or not a multiple of 8 between 8 and 32,768.
 
     Example:
         >>> check_n_bits(64)
         64
     """
-    if n_bits < 8 or n_bits > MAX_BITS or n_bits % 8:
+    if not isinstance(n_bits, int | np.integer) or n_bits < 8 or n_bits > MAX_BITS or n_bits % 8:
         raise SettingsError(
-            f"a code of {n_bits} bits is not possible: Milvus stores whole bytes, so give a multiple of 8 "
-            f"between 8 and {MAX_BITS}, such as 32, 64 or 128"
+            f"a code of {n_bits!r} bits is not possible: Milvus stores whole bytes, so give an int, a multiple of "
+            f"8 between 8 and {MAX_BITS}, such as 32, 64 or 128"
         )
     return n_bits
 

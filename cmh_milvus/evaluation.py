@@ -37,6 +37,7 @@ DIRECTION_LABELS: dict[Direction, str] = {
     "text_to_text": "T→T",
 }
 NEAR_BITS, NEAR_RADIUS = 256, 8  # near duplicates: random-projection signs of the features within this radius
+EQUAL_SCORES = 1e-12  # cosines of float vectors this close, in double precision, differ by rounding alone
 TOP_N = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 FIGURES = ("MAP@all", "NDCG@10", "own R@1", "own R@10")
 TABLE_COLUMNS = ("encoder", "n_bits", "direction", "MAP@all", "NDCG@10", "own R@10", "distinct")
@@ -249,8 +250,9 @@ def evaluate_codes(
         seed: Of the bootstrap.
 
     Raises:
-        DataError: No labels, or an empty query or database split.
+        DataError: No labels, an empty query or database split, or not one row for each item.
     """
+    _check_rows(codes, data)
     split, labels = data.split, require_labels(data)
     directions: dict[Direction, DirectionResult] = {}
     for direction, (one, other) in DIRECTIONS.items():
@@ -275,6 +277,8 @@ def evaluate_floats(
 ) -> EncoderResult:
     """The same by cosine of float vectors: the ceiling of what their signs can reach.
 
+    Equal cosines are ties, as equal distances of codes are.
+
     Args:
         name: In the report.
         vectors: "image" and "text" vectors of all items in one space, float32 (n, dim).
@@ -282,18 +286,24 @@ def evaluate_floats(
         seed: Of the bootstrap.
 
     Raises:
-        DataError: No labels, or an empty query or database split.
+        DataError: No labels, an empty query or database split, or not one row for each item.
     """
+    _check_rows(vectors, data)
     split, labels = data.split, require_labels(data)
-    unit = {key: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for key, x in vectors.items()}
+    wide = {key: x.astype(np.float64) for key, x in vectors.items()}
+    unit = {key: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for key, x in wide.items()}
     directions: dict[Direction, DirectionResult] = {}
     for direction, (one, other) in DIRECTIONS.items():
         query, database = unit[one][split.query], unit[other][split.database]
+        block = max(1, 500_000 // len(database))
 
         def table_of(
-            block: slice, query: NDArray[np.float32] = query, database: NDArray[np.float32] = database
+            block: slice, query: NDArray[np.float64] = query, database: NDArray[np.float64] = database
         ) -> DistanceTable:
-            order = np.argsort(-(query[block] @ database.T), axis=1, kind="stable")  # (m, n)
+            scores = query[block] @ database.T  # (m, n)
+            order = np.argsort(-scores, axis=1)
+            falls = -np.diff(np.take_along_axis(scores, order, axis=1), axis=1, prepend=2.0)
+            groups = np.cumsum(falls > EQUAL_SCORES, axis=1) - 1  # from 0 on, as 2 is no cosine
             exact = distance_table(
                 _NO_CODE[np.zeros(len(order), dtype=int)],
                 _NO_CODE[np.zeros(len(database), dtype=int)],
@@ -303,18 +313,42 @@ def evaluate_floats(
             )
             overlap = _jaccard(labels[split.query[block]], labels[split.database])
             grades = np.searchsorted(exact.gains, np.take_along_axis(overlap, order, axis=1) - 1e-9)
-            return metrics.ranked_table(grades, exact.gains)
+            counts = np.zeros((*order.shape, len(exact.gains)), dtype=np.uint32)
+            np.add.at(counts, (np.arange(len(order))[:, None], groups, grades), 1)
+            return DistanceTable(counts, exact.gains)
 
         own = None
         if direction in CROSS_MODAL:
-            scores = query @ np.concatenate([unit[other][split.query], database]).T
-            mine = np.diagonal(scores)[:, None]
-            own = ((scores > mine).sum(axis=1), (scores == mine).sum(axis=1))
-        block = max(1, 500_000 // len(database))
+            everything = np.concatenate([unit[other][split.query], database])
+            own = _own_ranks_by_score(query, everything, block)
         directions[direction] = _measure(table_of, len(query), len(database), own, seed, block, lookups=False)
     dim = vectors["image"].shape[1]
     distinct = len(np.unique(vectors["image"], axis=0)) / len(vectors["image"])
     return EncoderResult(name, 32 * dim, "", distinct, None, directions)
+
+
+def _own_ranks_by_score(
+    query: NDArray[np.float64], database: NDArray[np.float64], block: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `own_pair_ranks`, by the greatest inner product; row i of the database is query i's own."""
+    closer, tied = np.zeros((2, len(query)), dtype=np.int64)
+    for start in range(0, len(query), block):
+        rows = slice(start, start + block)
+        scores = query[rows] @ database.T  # (n_block, n_database)
+        lead = scores - np.diagonal(scores, start)[:, None]
+        closer[rows] = (lead > EQUAL_SCORES).sum(axis=1)
+        tied[rows] = (abs(lead) <= EQUAL_SCORES).sum(axis=1)
+    return closer, tied
+
+
+def _check_rows(arrays: Mapping[str, NDArray[Any]], data: PairedFeatures) -> None:
+    for modality in ("image", "text"):
+        n = len(arrays[modality]) if modality in arrays else 0
+        if n != len(data.ids):
+            raise DataError(
+                f"there are {n} {modality} rows for the {len(data.ids)} items of {data.name}: give a code or a vector "
+                "for each item, in the items' order"
+            )
 
 
 _NO_CODE = np.zeros((1, 1), dtype=np.uint8)
@@ -438,7 +472,7 @@ def audit_split(data: PairedFeatures, texts: Sequence[str] | None = None) -> lis
     ]
     for modality, features in (("picture", item_vectors(data.image)), ("text", item_vectors(data.text))):
         known = {row.tobytes() for row in features[split.database]}
-        twins = np.array([row.tobytes() in known for row in features[split.query]])
+        twins = np.array([row.tobytes() in known for row in features[split.query]], dtype=np.bool_)
         if twins.any():
             findings.append(Finding(f"{twins.sum()} of {n} queries have the very {modality} of a database item", True))
         near = _near_duplicates(features, split) & ~twins
@@ -470,6 +504,8 @@ def audit_split(data: PairedFeatures, texts: Sequence[str] | None = None) -> lis
 
 def _near_duplicates(features: NDArray[np.float32], split: Split) -> NDArray[np.bool_]:
     """Which queries have an item of the database within `NEAR_RADIUS`: bool (n_query,)."""
+    if not len(split.database):
+        return np.zeros(len(split.query), dtype=np.bool_)
     directions = np.random.default_rng(0).standard_normal((features.shape[1], NEAR_BITS)).astype(np.float32)
     centred = features - features[split.database].mean(axis=0)
     codes = pack(binarize(centred @ directions))
@@ -491,11 +527,13 @@ def evaluate_through(ranker: Ranker, codes: Mapping[str, PackedCodes], data: Pai
         data: Ids, labels and split.
 
     Raises:
-        DataError: The ranker returns a row twice, or a distance that codes of this length cannot have.
+        DataError: Not one code for each item, or the ranker returns a row twice, or a distance that codes of this
+            length cannot have.
     """
     from cmh_milvus.store import HashCollection, Row  # pymilvus takes a second to import; most evaluations need none
 
     rank = ranker.served if isinstance(ranker, HashCollection) else ranker.rank  # in any order: counts have none
+    _check_rows(codes, data)
     split, labels = data.split, require_labels(data)
     database_labels = labels[split.database].astype(np.float32)
     n_distances = codes["image"].shape[1] * 8 + 1

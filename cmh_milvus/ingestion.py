@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import date, time
@@ -44,7 +44,7 @@ class _Pending:
 
     item_id: str
     source: bytes | str
-    fields: dict[str, Any]
+    fields: Mapping[str, Any]
     content_hash: str
 
 
@@ -88,8 +88,8 @@ def ingest_items(
                 rows: list[Row] = []
                 once = list({item.id: item for item in some}.values())  # the last of equal ids counts
                 for modality in ("image", "text"):
-                    pending = _pending(once, modality, fields, written, report)
-                    rows += _encoded(pending, modality, encoder, collection, cache, report)
+                    pending = _pending(once, modality, fields, collection, written, report)
+                    rows += _encoded(pending, modality, encoder, cache, report)
                 yield rows
                 done += len(some)
                 if progress is not None:
@@ -129,30 +129,45 @@ def _chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
 
 
 def _pending(
-    items: Sequence[Item], modality: Modality, names: Sequence[str], manifest: Manifest | None, report: ItemsReport
+    items: Sequence[Item],
+    modality: Modality,
+    names: Sequence[str],
+    collection: HashCollection,
+    manifest: Manifest | None,
+    report: ItemsReport,
 ) -> list[_Pending]:
-    """The rows of a modality that the manifest does not have."""
+    """The rows of a modality that can be stored and that the manifest does not have."""
     pending = []
     for item in items:
-        part = item.image if modality == "image" else item.text
-        if part is None:
+        if (item.image if modality == "image" else item.text) is None:
             continue
         try:
-            source = read_picture_bytes(part) if isinstance(part, Path) else part
-        except PictureError as error:
+            row = Row(item.id, modality, bytes(collection.n_bits // 8), _fields(item, names))  # the code comes later
+            collection.check_row(row)
+            source = _source(item, modality)
+        except (DataError, PictureError) as error:
             report.failures.append((item.id, str(error)))
             continue
-        fields = _fields(item, names)
-        made_of = content_hash(source, json.dumps(fields, sort_keys=True, default=str))
-        if manifest is not None and manifest.done(Row(item.id, modality, b"").pk, made_of):
+        made_of = content_hash(source, json.dumps(row.fields, sort_keys=True, default=str))
+        if manifest is not None and manifest.done(row.pk, made_of):
             report.skipped += 1
         else:
-            pending.append(_Pending(item.id, source, fields, made_of))
+            pending.append(_Pending(item.id, source, row.fields, made_of))
     return pending
 
 
+def _source(item: Item, modality: Modality) -> bytes | str:
+    part, kind = (item.image, Path) if modality == "image" else (item.text, str)
+    if not isinstance(part, kind):
+        raise DataError(f"its {modality} is a {type(part).__name__}: give a {kind.__name__}")
+    return read_picture_bytes(part) if isinstance(part, Path) else part
+
+
 def _fields(item: Item, names: Sequence[str]) -> dict[str, Any]:
-    fields = {name: _plain(item.fields[name]) for name in names if item.fields.get(name) is not None}
+    try:
+        fields = {name: _plain(item.fields[name]) for name in names if item.fields.get(name) is not None}
+    except RecursionError:
+        raise DataError("its fields are lists or dicts within each other to no end: store less of them") from None
     if item.text is not None:
         fields["caption"] = item.text
     if item.image is not None:
@@ -177,11 +192,10 @@ def _encoded(
     pending: Sequence[_Pending],
     modality: Modality,
     encoder: CrossModalHashEncoder,
-    collection: HashCollection,
     cache: FeatureCache | None,
     report: ItemsReport,
 ) -> list[Row]:
-    """Rows of what could be encoded and can be stored; the rest goes to the report."""
+    """Rows of what could be encoded; the rest goes to the report."""
     if not pending:
         return []
     extracted = extract_features(encoder.backbone(modality), [one.source for one in pending], cache)
@@ -190,11 +204,5 @@ def _encoded(
     rows = []
     for number, code in zip(extracted.rows, codes, strict=True):
         one = pending[number]
-        row = Row(one.item_id, modality, code, one.fields, one.content_hash)
-        try:
-            collection.check_row(row)
-        except DataError as error:
-            report.failures.append((one.item_id, str(error)))
-        else:
-            rows.append(row)
+        rows.append(Row(one.item_id, modality, code, one.fields, one.content_hash))
     return rows

@@ -80,6 +80,9 @@ class TrainingSettings:
     refit: bool = True
 
     def __post_init__(self) -> None:
+        for name in ("n_bits", "seed", "validate_every", "patience"):
+            if not isinstance(value := getattr(self, name), int):
+                raise SettingsError(f"{name} is an int, got {value!r}: give a plain Python int")
         check_n_bits(self.n_bits)
         if self.validate_every < 1 or self.patience < 0:
             raise SettingsError("validate_every is at least 1 and patience at least 0")

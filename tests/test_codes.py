@@ -21,7 +21,7 @@ def test_possible_code_lengths(n_bits):
     assert codes.check_n_bits(n_bits) == n_bits
 
 
-@pytest.mark.parametrize("n_bits", [-8, 0, 1, 12, 63, codes.MAX_BITS + 8])
+@pytest.mark.parametrize("n_bits", [-8, 0, 1, 12, 63, codes.MAX_BITS + 8, 16.0, "16", None])
 def test_impossible_code_lengths(n_bits):
     with pytest.raises(SettingsError, match="multiple of 8"):
         codes.check_n_bits(n_bits)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -90,6 +91,81 @@ def test_float_ranking_equals_a_slow_one(small, rng):
         assert measured.estimates["MAP@all"].mean == pytest.approx(np.mean(aps))
         assert measured.map_best == measured.map_worst
         assert measured.radius_recall == []
+
+
+def test_codes_of_other_items_are_refused(small):
+    data, codes = small
+    vectors = {name: rows.astype(np.float32) for name, rows in codes.items()}
+    for change in (lambda rows: rows[:5], lambda rows: np.concatenate([rows, rows])):
+        for name in ("image", "text"):
+            changed = codes | {name: change(codes[name])}
+            said = rf"{len(change(codes[name]))} {name} rows for the 40 items of small"
+            with pytest.raises(DataError, match=said):
+                evaluate_codes("x", changed, data)
+            with pytest.raises(DataError, match=said):
+                evaluate_floats("x", vectors | {name: change(vectors[name])}, data)
+            with pytest.raises(DataError, match=said):
+                evaluate_through(BruteForceRanker(data.ids, codes), changed, data)
+    with pytest.raises(DataError, match="0 text rows"):
+        evaluate_codes("x", {"image": codes["image"]}, data)
+
+
+@pytest.mark.parametrize("empty", ["query", "database"])
+def test_a_split_without_queries_or_database_can_be_audited(small, empty):
+    data, _ = small
+    split = dataclasses.replace(data.split, **{empty: np.arange(0)})
+    assert not any(finding.leak for finding in audit_split(dataclasses.replace(data, split=split), ["x"] * 40))
+
+
+def test_equal_cosines_are_ties(rng):
+    """Figures are means over all orders of the tied items, and the order of the file has no say in them."""
+    labels = rng.random((9, 3)) < 0.4
+    few = rng.standard_normal((2, 3, 70)).astype(np.float32)
+    vectors = {"image": few[0][[0, 1, 2, 0, 1, 0, 1, 0, 0]], "text": few[1][[0, 1, 2, 2, 1, 2, 2, 0, 1]]}
+    vectors["text"][4] *= 2  # another vector, the same direction
+    none = np.arange(0)
+
+    def evaluated(order):
+        split = Split(np.arange(3), np.arange(3, 9), none, none)
+        x = np.zeros((9, 2), dtype=np.float32)
+        data = PairedFeatures("x", list("abcdefghi"), x, x, labels[order], tuple("abc"), split, "f")
+        return data, evaluate_floats("x", {name: rows[order] for name, rows in vectors.items()}, data).directions
+
+    data, found = evaluated(np.arange(9))
+    wide = {name: x.astype(float) for name, x in vectors.items()}
+    unit = {name: x / np.linalg.norm(x, axis=1, keepdims=True) for name, x in wide.items()}
+    for direction, (one, other) in DIRECTIONS.items():
+        values = {"mean": [], "best": [], "worst": [], "ndcg": [], "top": [], "own": [], "rank": []}
+        for row in data.split.query:
+            every = (unit[other] @ unit[one][row]).round(9)
+            shared = (labels[3:] & labels[row]).sum(axis=1) / np.maximum((labels[3:] | labels[row]).sum(axis=1), 1)
+            discount = 1 / np.log2(np.arange(2, 8))
+            ideal = np.sort(shared)[::-1] @ discount
+            orders = [o for o in map(list, permutations(range(6))) if (np.diff(every[3:][o]) <= 0).all()]
+            hits = [shared[o] > 0 for o in orders]
+            aps = [(np.cumsum(h) / np.arange(1, 7))[h].mean() if h.any() else 0.0 for h in hits]
+            values["mean"].append(np.mean(aps))
+            values["best"].append(max(aps))
+            values["worst"].append(min(aps))
+            values["ndcg"].append(np.mean([shared[o] @ discount / ideal if ideal else 0.0 for o in orders]))
+            values["top"].append([np.mean([h[:n].mean() for h in hits]) for n in (1, 2, 5)])
+            closer, tied = (every > every[row]).sum(), (every == every[row]).sum()
+            values["own"].append(1 / tied if closer == 0 else 0.0)
+            values["rank"].append(closer + (tied + 1) / 2)
+        measured = found[direction]
+        assert measured.estimates["MAP@all"].mean == pytest.approx(np.mean(values["mean"]))
+        assert (measured.map_best, measured.map_worst) == pytest.approx(
+            (np.mean(values["best"]), np.mean(values["worst"]))
+        )
+        assert measured.estimates["NDCG@10"].mean == pytest.approx(np.mean(values["ndcg"]))
+        assert measured.top_n_precision == pytest.approx(np.mean(values["top"], axis=0).tolist())
+        if direction in CROSS_MODAL:
+            assert measured.estimates["own R@1"].mean == pytest.approx(np.mean(values["own"]))
+            assert measured.own_median_rank == np.median(values["rank"])
+        for database in ([8, 7, 6, 5, 4, 3], [5, 3, 8, 4, 7, 6]):
+            again = evaluated(np.array([0, 1, 2, *database]))[1][direction]
+            for name, values_before in measured.per_query.items():
+                assert again.per_query[name] == pytest.approx(values_before, nan_ok=True)
 
 
 def test_chance_is_the_share_of_relevant_items(small):

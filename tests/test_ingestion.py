@@ -107,6 +107,28 @@ def test_an_item_fails_once_however_many_rows_it_has(words_encoder, tmp_path):
     assert [item for item, _ in report.failures] == ["1"]
 
 
+def test_a_bad_item_is_a_failure_and_the_job_goes_on(words_encoder, tmp_path):
+    deep = []
+    for _ in range(500):
+        deep = [deep]
+    fields = {"mixed": {1: 2, "a": 3}, "nan": float("nan"), "set": {1, 2}, "deep": deep, "like": "a word of filters"}
+    bad = [Item(name, text="red", fields={name: value}) for name, value in fields.items()]
+    bad += [Item(7, text="red"), Item("number", text=5), Item("str", image="cat.jpg"), Item("b", image=tmp_path / "b")]
+    items = [ITEM, *bad, dataclasses.replace(ITEM, id="2")]
+    with HashCollection.create(str(tmp_path / "a.db"), "a", words_encoder) as collection:
+        for sent in (2, 0):
+            report = ingest_items(collection, items, words_encoder, manifest=tmp_path / "m.jsonl", fields=list(fields))
+            assert (report.sent, report.skipped) == (sent, 2 - sent)
+            assert {item_id for item_id, _ in report.failures} == {item.id for item in bad}
+            assert len(report.failures) == len(bad)
+        assert sorted(pk for pk, _ in collection.codes()) == ["1#text", "2#text"]
+    said = dict(report.failures)
+    assert "an item id is a non-empty str" in said[7]
+    assert said["number"] == "its text is a int: give a str"
+    assert said["str"] == "its image is a str: give a Path"
+    assert "keys are no str" in said["mixed"]
+
+
 def test_codes_of_another_encoder_are_refused_before_anything_is_read(words_encoder, tmp_path):
     with HashCollection.create(str(tmp_path / "a.db"), "a", words_encoder) as collection:
         other = CrossModalHashEncoder(

@@ -190,10 +190,17 @@ def test_seconds_of_a_resumed_run_are_those_of_all_its_parts(data, tmp_path, mon
     assert train(data, settings(), checkpoint=tmp_path / "run.pt").record["seconds"] > 0.8 * unbroken
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63])
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.5, "1", None])
 def test_impossible_seeds_are_refused(seed):
     with pytest.raises(SettingsError, match="seed"):
         TrainingSettings(seed=seed)
+
+
+@pytest.mark.parametrize("name", ["n_bits", "validate_every", "patience"])
+def test_settings_that_are_no_int_are_refused(name):
+    for value in (16.0, "16", None):
+        with pytest.raises(SettingsError, match=f"{name} is an int, got"):
+            TrainingSettings(**{name: value})
 
 
 def test_closed_form_methods_train_at_once_on_train_and_validation_rows(data, tmp_path):

@@ -173,6 +173,9 @@ class PairedFeatures:
         split: The sets.
         fingerprint: SHA-256 of what the features were made from.
         protocol: Name of the literature's protocol that data and split follow, such as "mirflickr-20015", or "".
+
+    Raises:
+        DataError: Features or labels are not arrays of n rows, or the split holds other row numbers than 0 to n - 1.
     """
 
     name: str
@@ -184,3 +187,23 @@ class PairedFeatures:
     split: Split
     fingerprint: str
     protocol: str = ""
+
+    def __post_init__(self) -> None:
+        n = len(self.ids)
+        arrays: dict[str, NDArray[Any]] = {"image features": self.image, "text features": self.text}
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        for what, rows in arrays.items():
+            dims = (2,) if what == "labels" else (2, 3)
+            if not isinstance(rows, np.ndarray) or rows.ndim not in dims or len(rows) != n:
+                raise DataError(
+                    f"the {what} of {self.name} have the shape {np.shape(rows)}, and it has {n} ids: give a numpy "
+                    f"array of {' or '.join(map(str, dims))} dimensions, a row for each id"
+                )
+        for name in ("query", "database", "train", "validation"):
+            rows = np.asarray(getattr(self.split, name))
+            if len(rows) and not 0 <= rows.min() <= rows.max() < n:
+                raise DataError(
+                    f"the {name} rows of {self.name} go from {rows.min()} to {rows.max()}: give row numbers "
+                    f"from 0 to {n - 1}, as it has {n} rows"
+                )

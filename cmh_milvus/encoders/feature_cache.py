@@ -11,9 +11,9 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 import unicodedata
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -108,7 +108,7 @@ class FeatureCache:
         ).replace_schema_metadata(metadata)
         name = hashlib.sha256(b"".join(contents)).hexdigest()[:24]
         path = self._folder(backbone) / f"{name}.parquet"
-        temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{name}.{uuid.uuid4().hex}.tmp")  # other processes and threads may add the same
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(

@@ -47,7 +47,10 @@ Consistency = Literal["Strong", "Session", "Bounded", "Eventually"]
 _T = TypeVar("_T")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _OWN_FIELDS = ("pk", "item_id", "modality", "code")
-_WORDS = ("and", "or", "not", "in", "like", "exists", "is", "null", "true", "false")  # of Milvus's filters
+_WORDS = (  # of Milvus's filters
+    *("and", "or", "not", "in", "like", "exists", "is", "null", "true", "false", "array_length"),
+    *(f"{of}_contains{what}" for of in ("array", "json") for what in ("", "_all", "_any")),
+)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
@@ -477,11 +480,12 @@ class HashCollection:
                 raise bad(f"its id is longer than {MAX_ID_BYTES} bytes (a percent sign or an apostrophe counts 3)")
             fields = {name: _cut(value) if isinstance(value, str) else value for name, value in row.fields.items()}
             size = len(json.dumps(fields, ensure_ascii=False, allow_nan=False).encode())
+            fits = all(map(_fits, fields.values()))
         except UnicodeEncodeError:
             raise bad("its id or a field holds a broken character (an unpaired surrogate)") from None
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise bad(f"its fields are not JSON ({error}): leave out bytes, durations, nan and infinity") from None
-        if not all(map(_fits, fields.values())):
+        if not fits:
             raise bad("a field holds an integer of more than 64 bits, or a dict whose keys are no str")
         if size > MAX_FIELDS_BYTES:
             raise bad(f"its fields take {size} bytes as JSON, and Milvus takes {MAX_FIELDS_BYTES}")
@@ -682,6 +686,18 @@ class HashCollection:
             else:
                 lower, upper = _halves(part, [row["pk"] for row in rows])
                 ranges += [upper, lower]
+
+    def missing(self, pks: Iterable[str]) -> set[str]:
+        """Which primary keys have no row, of all that has been written (`Strong`).
+
+        Args:
+            pks: As `Row.pk` gives them.
+
+        Raises:
+            StoreError: Milvus refused, or did not answer.
+        """
+        wanted = set(pks)
+        return wanted - self._fields(wanted, {"output_fields": ["pk"], "consistency_level": "Strong"}).keys()
 
     # Under the hood
 

@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from cmh_milvus.errors import SettingsError
 
 _TOKEN = re.compile(
@@ -28,7 +30,8 @@ def literal(value: Any) -> str:
     r"""A value as a Milvus literal.
 
     Args:
-        value: A str without line breaks, a bool, a 64-bit int, a finite float, or a non-empty list of these.
+        value: A str without line breaks, a bool, a 64-bit int, a finite float, one of these as a numpy scalar, or a
+            non-empty list of them.
 
     Raises:
         SettingsError: The value has no literal that every Milvus understands.
@@ -37,6 +40,8 @@ def literal(value: Any) -> str:
         >>> literal('say "hi"'), literal([1, True])
         ('"say \\"hi\\""', '[1, true]')
     """
+    if isinstance(value, np.generic):  # np.float64 is a float whose repr no Milvus reads
+        value = value.item()
     if isinstance(value, str):
         # Neither "\n" (Lite) nor a raw line break (any) works, and an unpaired surrogate is not UTF-8. All
         # other characters stand for themselves: Lite knows no \u, \x or \t.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cmh_milvus.datasets.base import Item, PairedDataset, Split, cut_split, cut_validation, multi_hot
+from cmh_milvus.datasets.base import Item, PairedDataset, PairedFeatures, Split, cut_split, cut_validation, multi_hot
 from cmh_milvus.errors import DataError, SettingsError
 
 
@@ -64,3 +64,25 @@ def test_dataset_fingerprint_follows_ids_texts_and_labels():
     assert same.fingerprint() == dataset.fingerprint()
     for change in ({"id": "2"}, {"text": "b"}, {"labels": ("x",)}, {"text": "half \ud83d"}):
         assert replace(dataset, items=(replace(item, **change),)).fingerprint() != dataset.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": np.ones((5, 2), dtype=bool)}, r"labels of x have the shape \(5, 2\), and it has 9 ids"),
+        ({"labels": np.ones(9, dtype=bool)}, r"labels of x have the shape \(9,\).* 2 dimensions"),
+        ({"labels": [[True]] * 9}, "give a numpy array"),
+        ({"image": np.ones((10, 3), dtype=np.float32)}, r"image features of x have the shape \(10, 3\)"),
+        ({"text": np.ones(9, dtype=np.float32)}, r"text features of x have the shape \(9,\).* 2 or 3 dimensions"),
+        ({"ids": ["a"]}, "it has 1 ids"),
+        ({"split": Split(*np.arange(8).reshape(4, 2) + 2)}, "validation rows of x go from 8 to 9: .* from 0 to 8"),
+        ({"split": Split(*np.arange(8).reshape(4, 2) - 1)}, "query rows of x go from -1 to 0"),
+    ],
+)
+def test_features_that_do_not_fit_together_are_refused(change, said):
+    split = Split(*np.arange(8).reshape(4, 2))
+    image, text, labels = np.ones((9, 3)), np.ones((9, 5, 2)), np.ones((9, 2), dtype=bool)
+    data = PairedFeatures("x", list("abcdefghi"), image, text, labels, ("a", "b"), split, "f")
+    assert replace(data, labels=None).labels is None
+    with pytest.raises(DataError, match=said):
+        replace(data, **change)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -188,6 +190,22 @@ def test_damaged_file_is_passed_over_with_a_warning(tmp_path, caplog, damage):
 
 def test_no_temporary_files_stay(tmp_path):
     extract_features(CountingBackbone(), ["one"], FeatureCache(tmp_path))
+    assert [p.suffix for p in tmp_path.rglob("*") if p.is_file()] == [".parquet"]
+
+
+def test_threads_may_add_equal_features(tmp_path):
+    cache, backbone = FeatureCache(tmp_path), CountingBackbone()
+    contents = [bytes([i]) * 32 for i in range(100)]
+    features = np.arange(300, dtype=np.float32).reshape(100, 3)
+    together = threading.Barrier(4)
+
+    def add(_):
+        together.wait()
+        cache.add(backbone, contents, features)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, range(200)))  # raises what a thread raised
+    np.testing.assert_array_equal(cache.get(backbone, contents)[0], features)
     assert [p.suffix for p in tmp_path.rglob("*") if p.is_file()] == [".parquet"]
 
 

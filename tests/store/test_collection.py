@@ -154,6 +154,14 @@ def test_delete_takes_both_modalities_and_passes_over_the_absent(empty):
     assert empty.count() == 4
 
 
+def test_missing_keys_are_found_among_thousands(empty):
+    assert empty.missing(["a#text"]) == {"a#text"}
+    empty.upsert(Row(f"{i}", "text", b"ab") for i in range(2_500))
+    empty.delete(["7", "2400"])
+    assert empty.missing(Row(f"{i}", "text", b"").pk for i in range(2_501)) == {"7#text", "2400#text", "2500#text"}
+    assert empty.missing([]) == set()
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -232,6 +240,7 @@ def test_odd_ids_can_be_deleted(empty):
     empty.upsert(Row(i, "text", b"ac") for i in ids)
     [hits] = empty.lookup([b"ac"], 0)
     assert sorted(hit.item_id for hit in hits) == sorted(ids)
+    assert empty.missing([*hits.pks, "absent#text"]) == {"absent#text"}
     for i in ids[:8]:
         assert empty.delete([i]) == 1, i
     assert empty.delete(ids) == empty.count() + len(ids) - 8 == len(ids) - 8
@@ -344,6 +353,23 @@ def test_codes_and_fields_may_be_generators(filled, rows):
 def test_impossible_output_fields(filled, names):
     with pytest.raises(SettingsError, match="output field"):
         filled.search([b"ab"], output_fields=names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "array_length",
+        *("array_contains", "array_contains_all", "array_contains_any"),
+        *("json_contains", "json_contains_all", "json_contains_any"),
+    ],
+)
+def test_functions_of_filters_are_no_names_of_fields(filled, name):
+    """Milvus Lite ends over them."""
+    for spelt in (name, name.upper()):
+        with pytest.raises(SettingsError, match="output field"):
+            filled.search([b"ab"], output_fields=[spelt])
+        with pytest.raises(DataError, match="no word of Milvus's filters"):
+            filled.upsert([Row("a", "image", b"ab", {spelt: 1})])
 
 
 def test_limits_of_numpy(filled):

@@ -1,6 +1,7 @@
 import ast
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +53,15 @@ def test_numbers_round_trip(value):
     assert {"true": True, "false": False}[text] if isinstance(value, bool) and value else True
     if not isinstance(value, bool):
         assert ast.literal_eval(text) == value
+
+
+def test_numpy_scalars_are_what_they_hold():
+    values = [np.float64(1.5), np.float32(0.25), np.int64(-3), np.uint8(7), np.bool_(True), np.str_('a"')]
+    assert literal(values) == '[1.5, 0.25, -3, 7, true, "a\\""]'
+    assert [literal(value) for value in values[:3]] == ["1.5", "0.25", "-3"]
+    for value in (np.float64("nan"), np.uint64(2**63), np.datetime64("2020-01-01"), np.zeros(2)):
+        with pytest.raises(SettingsError):
+            literal(value)
 
 
 def test_lists():

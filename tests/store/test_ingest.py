@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,15 @@ def test_a_bad_row_stops_the_ingest_and_what_came_before_counts(empty, tmp_path)
         assert len(manifest) == 5
 
 
+@pytest.mark.parametrize("with_manifest", [True, False])
+@pytest.mark.parametrize(
+    "bad", [Row(5, "image", b"ab"), Row("a", "image", b"ab", {"x": {1: 2, "a": 3}}), Row("a", "image", None)]
+)
+def test_bad_rows_of_any_form_are_told(empty, tmp_path, bad, with_manifest):
+    with Manifest(tmp_path / "m.jsonl", empty) as manifest, pytest.raises(DataError, match="cannot be stored"):
+        ingest(empty, [[bad]], manifest if with_manifest else None)
+
+
 def test_a_torn_line_costs_only_itself(empty, tmp_path):
     tails = [b'{"5#image": "12', b"\0" * 40, b'{"5#image": "123"}', b"\xff\xfe\n", b"[1]\n"]
     for number, tail in enumerate(tails):
@@ -108,13 +118,29 @@ def test_deleted_rows_are_no_longer_done(empty, tmp_path):
         assert ingest(empty, batches(rows), manifest) == IngestReport(2, 10, 12)
 
 
-def test_rows_that_vanish_meanwhile_are_noticed(empty, tmp_path):
+def test_deleted_rows_are_no_longer_done_whatever_else_the_collection_holds(empty, tmp_path):
+    rows, others = make_rows(range(12)), make_rows(range(100, 2_100))
+    with Manifest(tmp_path / "m.jsonl", empty) as manifest:
+        ingest(empty, batches(rows), manifest)
+    ingest(empty, batches(others, 1_000))
+    empty.delete(["3", "4"])
+    for sent in (2, 0):
+        with Manifest(tmp_path / "m.jsonl", empty) as manifest:
+            assert ingest(empty, batches(rows), manifest) == IngestReport(sent, 12 - sent, 2_012)
+    assert {"3#image", "4#image"} <= dict(empty.codes()).keys()
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_rows_that_vanish_meanwhile_are_noticed(empty, tmp_path, with_manifest):
+    ingest(empty, [make_rows(range(100, 110))])
+
     def source():
         yield make_rows(range(10))
         empty.delete(["0"])
         yield make_rows(range(10, 20))
 
-    with Manifest(tmp_path / "m.jsonl", empty) as manifest, pytest.raises(StoreError, match="19 rows after 20"):
+    manifest = Manifest(tmp_path / "m.jsonl", empty) if with_manifest else None
+    with nullcontext() if manifest is None else manifest, pytest.raises(StoreError, match="1 of 20 rows are missing"):
         ingest(empty, source(), manifest)
 
 
