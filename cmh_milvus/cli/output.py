@@ -18,7 +18,7 @@ import click
 
 DEVIATION = " +-"  # ends the name of the column that holds another column's deviation
 FORMATS = ("table", "json", "jsonl", "csv", "html")
-UNBROKEN = 13  # a word of a table is not broken unless it is longer
+UNBROKEN = 14  # a word of a table is not broken unless it is longer
 BETWEEN = 3  # spaces between the columns of a table
 LINE_EVERY = 5.0  # seconds between progress lines where there is no terminal
 
