@@ -146,7 +146,9 @@ def train(
     for modality, share in distinct.items():
         if share < COLLAPSED_SHARE:
             logger.warning(
-                "the codes have collapsed: there are %.2g distinct codes for 100 different %ss", 100 * share, modality
+                "the codes have collapsed: there are %.2g distinct codes for 100 different %s",
+                100 * share,
+                {"image": "pictures", "text": "texts"}[modality],
             )
     for head in heads:
         head.to("cpu").eval()

@@ -425,7 +425,7 @@ def test_collapse_is_reported(modality, refit, data, caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         trained = train(data, settings(n_bits=64, refit=refit, method_settings=given))
     (warning,) = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
-    assert f"distinct codes for 100 different {modality}s" in warning
+    assert f"distinct codes for 100 different {'pictures' if modality == 'image' else 'texts'}" in warning
     assert trained.record["distinct"][modality] < 0.02
 
 

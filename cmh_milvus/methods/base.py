@@ -164,6 +164,7 @@ class Method(nn.Module):
     Config: ClassVar[type[Any]]
     closed_form: ClassVar[bool] = False
     labels_optional: ClassVar[bool] = False
+    shown: ClassVar[tuple[int, int, int]] = (0, 1, 1)  # see `epochs`
 
     image_head: HashHead
     text_head: HashHead
@@ -175,8 +176,12 @@ class Method(nn.Module):
 
     @classmethod
     def epochs(cls, config: Any, n: int) -> int:
-        """Passes over n train rows at most; the validation rows may choose fewer."""
-        return int(config.epochs)
+        """Passes over n train rows at most; the validation rows may choose fewer.
+
+        Where the config has 0: until `shown` pairs were seen, but at least and at most so often.
+        """
+        shown, fewest, most = cls.shown
+        return int(config.epochs) or min(max(shown // n, fewest), most)
 
     @classmethod
     def left_open(cls, has_labels: bool) -> Mapping[str, Sequence[Any]]:

@@ -48,8 +48,6 @@ from cmh_milvus.methods.base import (
 )
 from cmh_milvus.methods.cca_itq import canonical_directions, itq_rotation, projected
 
-SHOWN, FEWEST, MOST = 180_000, 12, 40  # pairs that training shows, and the bounds of its epochs
-
 
 @dataclass(frozen=True)
 class CanonConfig:
@@ -113,6 +111,7 @@ class Canon(Method):
 
     name = "canon"
     supervision = "pairs"
+    shown = (180_000, 12, 40)
     citation = Citation(
         authors="the cmh-milvus authors",
         title="CANON: canonical codes, distilled",
@@ -138,11 +137,6 @@ class Canon(Method):
         )
         codes = teacher_codes(shared, n_bits, config.iterations)
         self.register_buffer("target_codes", codes)
-
-    @classmethod
-    def epochs(cls, config: CanonConfig, n: int) -> int:
-        """Enough to show `SHOWN` pairs, unless the config says how many."""
-        return config.epochs or min(max(SHOWN // n, FEWEST), MOST)
 
     def optimizers(self) -> Mapping[str, Optimizer]:
         """One AdamW over both heads."""

@@ -63,7 +63,7 @@ class DchmtConfig:
         weight_decay: Of AdamW [.2].
         similarity: Grading of S, a name of `methods.base.label_similarity`; the paper's is "any".
         batch_size: Pairs a batch.
-        epochs: Passes over the train rows [100].
+        epochs: Passes over the train rows [100]; 0 for as many as show 180,000 pairs, at least 40 and at most 120.
     """
 
     theta: Share = 0.25
@@ -74,7 +74,7 @@ class DchmtConfig:
     weight_decay: float = 0.01
     similarity: str = "any"
     batch_size: Count = 256
-    epochs: Count = 40
+    epochs: int = 0
 
     def __post_init__(self) -> None:
         check_similarity(self.similarity)
@@ -108,6 +108,7 @@ class DCHMT(Method):
 
     name = "dchmt"
     supervision = "labels"
+    shown = (180_000, 40, 120)
     citation = Citation(
         authors="Junfeng Tu, Xueliang Liu, Zongxiang Lin, Richang Hong and Meng Wang",
         title="Differentiable Cross-modal Hashing via Multimodal Transformers",

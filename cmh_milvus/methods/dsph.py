@@ -54,7 +54,7 @@ class DsphConfig:
         weight_decay: Of the heads [.2].
         proxy_rate: Learning rate of the proxies.
         batch_size: Pairs a batch.
-        epochs: Passes over the train rows [100].
+        epochs: Passes over the train rows [100]; 0 for as many as show 108,000 pairs, at least 24 and at most 72.
     """
 
     alpha: float = 0.8
@@ -65,7 +65,7 @@ class DsphConfig:
     weight_decay: float = 0.01
     proxy_rate: float = 0.02
     batch_size: Count = 128
-    epochs: Count = 24
+    epochs: int = 0
 
 
 def distance_bound(n_bits: int, n_labels: int) -> int:
@@ -106,6 +106,7 @@ class DSPH(Method):
 
     name = "dsph"
     supervision = "labels"
+    shown = (108_000, 24, 72)
     citation = Citation(
         authors="Yadong Huo, Qibing Qin, Jiangyan Dai, Lei Wang, Wenfeng Zhang, Lei Huang and Chengduan Wang",
         title="Deep Semantic-Aware Proxy Hashing for Multi-Label Cross-Modal Retrieval",

@@ -75,7 +75,6 @@ from cmh_milvus.methods.base import (
 )
 
 PAIR_WEIGHTS = (0.02, 0.1)  # among which the validation rows choose
-SHOWN, FEWEST, MOST = 300_000, 20, 240  # pairs that training shows, and the bounds of its epochs
 
 
 @dataclass(frozen=True)
@@ -219,6 +218,7 @@ class Duet(Method):
     name = "duet"
     supervision = "labels"
     labels_optional = True
+    shown = (300_000, 20, 240)
     citation = Citation(
         authors="the cmh-milvus authors",
         title="DUET: label and pair agreement on one code",
@@ -249,11 +249,6 @@ class Duet(Method):
         self.register_buffer("text_gist", gist(text, config.partner_dim), persistent=False)
         self.partner_text = nn.Linear(widths[0], self.text_gist.shape[1])  # of a picture
         self.partner_image = nn.Linear(widths[1], self.image_gist.shape[1])  # of a text
-
-    @classmethod
-    def epochs(cls, config: DuetConfig, n: int) -> int:
-        """Enough to show `SHOWN` pairs, unless the config says how many."""
-        return config.epochs or min(max(SHOWN // n, FEWEST), MOST)
 
     @classmethod
     def left_open(cls, has_labels: bool) -> Mapping[str, Sequence[float]]:

@@ -85,7 +85,7 @@ class MithConfig:
         weight_decay: Of AdamW.
         similarity: Grading of S, a name of `methods.base.label_similarity`; the paper's is "any".
         batch_size: Pairs a batch.
-        epochs: Passes over the train rows.
+        epochs: Passes over the train rows; 0 for as many as show 135,000 pairs, at least 30 and at most 100.
     """
 
     local: float = 10.0
@@ -104,7 +104,7 @@ class MithConfig:
     weight_decay: float = 0.01
     similarity: str = "any"
     batch_size: Count = 128
-    epochs: Count = 30
+    epochs: int = 0
 
     def __post_init__(self) -> None:
         check_similarity(self.similarity)
@@ -185,6 +185,7 @@ class MITH(Method):
 
     name = "mith"
     supervision = "labels"
+    shown = (135_000, 30, 100)
     citation = Citation(
         authors="Yishu Liu, Qingpeng Wu, Zheng Zhang, Jingyi Zhang and Guangming Lu",
         title="Multi-Granularity Interactive Transformer Hashing for Cross-modal Retrieval",
