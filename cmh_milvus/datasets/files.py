@@ -396,15 +396,17 @@ def _with_numbers(
 ) -> Iterator[dict[str, Any] | _BadItem]:
     """The rows, with int or float in those of the named columns that hold nothing else; reads them all to find out."""
     kinds: dict[str, type[int] | type[float] | None] = {}  # None: some cell is no number
-    if names:
-        for row in read():
-            if isinstance(row, _BadItem):
-                continue
+    further: list[str] | None = None  # those of the names that are columns, and no part of an item
+    for row in read() if names else ():
+        if isinstance(row, _BadItem):
+            continue
+        if further is None:
             parts = {columns.find(part, list(row)) for part in _NAMES}
-            for name in names:
-                if name in row and name not in parts and row[name] and kinds.get(name, int) is not None:
-                    kind = _number_kind(row[name])
-                    kinds[name] = float if kind is int and kinds.get(name) is float else kind
+            further = [name for name in names if name in row and name not in parts]
+        for name in further:
+            if row[name] and kinds.get(name, int) is not None:
+                kind = _number_kind(row[name])
+                kinds[name] = float if kind is int and kinds.get(name) is float else kind
     for row in read():
         if isinstance(row, dict):
             numbers = {name: kind(row[name]) if row[name] else None for name, kind in kinds.items() if kind is not None}
