@@ -251,6 +251,7 @@ def _lite_file_for_us(path: Path) -> Iterator[None]:
         _end_lite_server(path)
         server = None
     if server is None:
+        _give_up(path)  # what a server had that was ended past us; its lock would refuse us too
         with milvus_errors(str(path), "connect"):
             _owned[path] = _owner_lock(path)
     try:

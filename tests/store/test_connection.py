@@ -226,6 +226,15 @@ def test_milvus_lite_that_died_before_it_was_asked(lite_path):
         assert photos.count() == 0
 
 
+def test_milvus_lite_that_something_else_ended(lite_path):
+    from milvus_lite.server_manager import server_manager_instance
+
+    HashCollection.create(lite_path, "photos", Encoder())
+    server_manager_instance.release_server(str(lite_path))
+    with HashCollection.open(lite_path, "photos") as photos:
+        assert photos.count() == 0
+
+
 def test_milvus_lite_killed(lite_path):
     one = HashCollection.create(str(lite_path), "photos", Encoder())
     with one, HashCollection.open(str(lite_path), "photos") as other:
