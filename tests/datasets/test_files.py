@@ -300,6 +300,13 @@ def test_columns_of_numbers(tmp_path, suffix, cells):
         assert [item.id for item in items] == ["0", "1", "2"]
 
 
+def test_parts_of_an_item_are_no_columns_of_numbers(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text,labels\n1e3,1.50,7\n2.0,3,8\n")
+    items, failures = read(tmp_path / "a.csv", number_columns=["id", "text", "labels"])
+    assert not failures
+    assert [(item.id, item.text, item.labels) for item in items] == [("1e3", "1.50", ("7",)), ("2.0", "3", ("8",))]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
